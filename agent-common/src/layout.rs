@@ -1,0 +1,88 @@
+//! The kernel's own layout, as far as the programs read it. No offset is written down anywhere:
+//! the agent finds each of these in the running kernel's BTF and hands it to the programs as a
+//! read-only global, which the verifier then treats as a constant.
+
+/// A struct member that the programs read, and the global that carries its byte offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Name of the global (`u32`) in the kernel programs.
+    pub global: &'static str,
+    /// Name of the struct.
+    pub structure: &'static str,
+    /// Name of the member; may lie within anonymous structs and unions.
+    pub member: &'static str,
+}
+
+/// An enumerator whose value the programs compare with, and the global that carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnumValue {
+    /// Name of the global (`u32`) in the kernel programs.
+    pub global: &'static str,
+    /// Name of the enum.
+    pub enumeration: &'static str,
+    /// Name of the enumerator.
+    pub enumerator: &'static str,
+}
+
+/// Holder of the two lists.
+pub struct Fields;
+
+/// Calls the macro `$callback` with every field and enumerator, so that the list exists once and
+/// both sides can expand it into what they need.
+#[macro_export]
+macro_rules! for_each_kernel_field {
+    ($callback:ident) => {
+        $callback! {
+            fields {
+                LINUX_BINPRM_FILE = linux_binprm . file;
+                FILE_F_INODE = file . f_inode;
+                FILE_F_PATH = file . f_path;
+                FILE_F_MODE = file . f_mode;
+                FILE_F_MAPPING = file . f_mapping;
+                ADDRESS_SPACE_I_MMAP_WRITABLE = address_space . i_mmap_writable;
+                INODE_I_INO = inode . i_ino;
+                INODE_I_MODE = inode . i_mode;
+                INODE_I_SB = inode . i_sb;
+                INODE_I_SIZE = inode . i_size;
+                INODE_I_WRITECOUNT = inode . i_writecount;
+                SUPER_BLOCK_S_DEV = super_block . s_dev;
+                SUPER_BLOCK_S_MAGIC = super_block . s_magic;
+                PATH_DENTRY = path . dentry;
+                DENTRY_D_INODE = dentry . d_inode;
+                TASK_STRUCT_TGID = task_struct . tgid;
+                TASK_STRUCT_COMM = task_struct . comm;
+                TASK_STRUCT_REAL_PARENT = task_struct . real_parent;
+                TASK_STRUCT_MM = task_struct . mm;
+                MM_STRUCT_EXE_FILE = mm_struct . exe_file;
+            }
+            enumerators {
+                HASH_ALGO_SHA256 = hash_algo . HASH_ALGO_SHA256;
+            }
+        }
+    };
+}
+
+macro_rules! list {
+    (
+        fields { $($field_global:ident = $structure:ident . $member:ident;)* }
+        enumerators { $($enum_global:ident = $enumeration:ident . $enumerator:ident;)* }
+    ) => {
+        impl Fields {
+            /// Every struct member that the programs read.
+            pub const OFFSETS: &'static [Field] = &[$(Field {
+                global: stringify!($field_global),
+                structure: stringify!($structure),
+                member: stringify!($member),
+            }),*];
+
+            /// Every enumerator that the programs compare with.
+            pub const ENUMERATORS: &'static [EnumValue] = &[$(EnumValue {
+                global: stringify!($enum_global),
+                enumeration: stringify!($enumeration),
+                enumerator: stringify!($enumerator),
+            }),*];
+        }
+    };
+}
+
+for_each_kernel_field!(list);

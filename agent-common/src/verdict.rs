@@ -1,0 +1,177 @@
+//! What a gate concluded, and how it is kept on the inode.
+
+use crate::{Digest, Kinds, Rule, wire_enum};
+
+wire_enum! {
+    /// The hooks at which a file turns into running code.
+    pub enum Gate {
+        /// exec of a program, a script, or an interpreter that either names.
+        Exec = 0 => "exec",
+        /// mapping of a file with effective `PROT_EXEC`.
+        Mapping = 1 => "mapping",
+    }
+}
+
+wire_enum! {
+    /// What happened to the attempt.
+    pub enum Outcome {
+        /// The policy lists it.
+        Allow = 0 => "allow",
+        /// Audit mode let it pass; enforce mode would have refused it.
+        WouldDeny = 1 => "would-deny",
+        /// Refused with `EPERM`.
+        Deny = 2 => "deny",
+    }
+}
+
+wire_enum! {
+    /// Why. The first group is about the policy, the second is «cannot decide», which denies too.
+    pub enum Reason {
+        /// The digest is listed for this kind.
+        Listed = 0 => "listed",
+        /// The policy does not know the digest.
+        Unlisted = 1 => "unlisted",
+        /// The policy denies the digest by name.
+        Denied = 2 => "denied",
+        /// The digest is listed, but for another kind of artifact.
+        WrongKind = 3 => "wrong-kind",
+
+        /// Somebody holds the file open for writing, so its digest would mean nothing.
+        BeingWritten = 16 => "being-written",
+        /// The file was opened for writing while it was being judged.
+        Unstable = 17 => "unstable",
+        /// The file lives in memory only (memfd, System V shared memory) and is not sealed
+        /// against writing.
+        Unsealed = 18 => "unsealed",
+        /// Not a regular file: a device, for example `/dev/zero`.
+        NotAFile = 19 => "not-a-file",
+        /// The file is larger than the gates are willing to hash.
+        TooLarge = 20 => "too-large",
+        /// The filesystem may answer differently the next time: FUSE, network, host shares.
+        Filesystem = 21 => "filesystem",
+        /// The kernel could not hash the file.
+        HashFailed = 22 => "hash-failed",
+        /// The kernel hashed with another algorithm than SHA-256.
+        WrongAlgorithm = 23 => "wrong-algorithm",
+        /// The kernel had no memory for the verdict.
+        NoMemory = 24 => "no-memory",
+        /// The policy was switched several times while the file was being hashed.
+        PolicyChanged = 25 => "policy-changed",
+    }
+}
+
+impl Reason {
+    /// Whether the gate could not tell what the file is, as opposed to the policy saying no.
+    #[must_use]
+    pub const fn cannot_decide(self) -> bool {
+        self as u8 >= Self::BeingWritten as u8
+    }
+}
+
+wire_enum! {
+    /// What is counted for each gate.
+    pub enum Counter {
+        /// Allowed after an appraisal. Hits of a cached verdict that allows are not counted: they
+        /// are the hot path.
+        Allowed = 0 => "allowed",
+        /// Would have been refused, but the mode is audit.
+        WouldDeny = 1 => "would_deny",
+        /// Refused.
+        Denied = 2 => "denied",
+        /// Of those two, how many because the gate could not decide.
+        CannotDecide = 3 => "cannot_decide",
+        /// Files hashed.
+        Hashed = 4 => "hashed",
+        /// Bytes hashed, by the size of the file when it was hashed.
+        HashedBytes = 5 => "hashed_bytes",
+        /// Events that found the ring full.
+        Lost = 6 => "lost",
+    }
+}
+
+/// The part of a verdict that is read on the hot path, kept in one word so that it is always read
+/// and written whole.
+///
+/// Layout: bits 16 to 63 the generation, bits 8 to 15 flags, bits 0 to 7 the allowed kinds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct VerdictWord(pub u64);
+
+impl VerdictWord {
+    /// Set when the record's digest is the content's: without it the record is only a claim that
+    /// somebody is hashing.
+    const KNOWN: u64 = 1 << 8;
+    /// Set when the policy denies the digest by name.
+    const DENIED: u64 = 1 << 9;
+    /// Set when the policy has a rule for the digest.
+    const RULED: u64 = 1 << 10;
+
+    /// The word for a known digest under the policy of `generation`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(generation: u64, rule: Option<Rule>) -> Self {
+        let flags = match rule {
+            Some(Rule { denied: 0, kinds, .. }) => Self::RULED | kinds.0 as u64,
+            Some(_) => Self::RULED | Self::DENIED,
+            None => 0,
+        };
+        Self(generation << 16 | Self::KNOWN | flags)
+    }
+
+    /// Whether the verdict was made under the policy of `generation`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of(self, generation: u64) -> bool {
+        self.0 >> 16 == generation
+    }
+
+    /// Whether the record's digest is valid, under whatever policy.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_known(self) -> bool {
+        self.0 & Self::KNOWN != 0
+    }
+
+    /// The kinds that the policy allows.
+    #[must_use]
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low byte is what is wanted")]
+    pub const fn kinds(self) -> Kinds {
+        Kinds(self.0 as u8)
+    }
+
+    /// Why an attempt is refused whose kind is not among [`Self::kinds`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn refusal(self) -> Reason {
+        if self.0 & Self::DENIED != 0 {
+            Reason::Denied
+        } else if self.0 & Self::RULED != 0 {
+            Reason::WrongKind
+        } else {
+            Reason::Unlisted
+        }
+    }
+}
+
+/// What is kept in an inode's local storage. It dies with the inode, and it is deleted when the
+/// inode is opened for writing or truncated.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Verdict {
+    /// The hot-path part.
+    pub word: VerdictWord,
+    /// A number that no other record ever had. A gate that finds another one after hashing knows
+    /// that the record it started with was deleted: a writer came by.
+    pub stamp: u64,
+    /// The rule that decided.
+    pub rule: Rule,
+    /// The content's digest, if [`VerdictWord::is_known`].
+    pub digest: Digest,
+}
+
+const _: () = assert!(size_of::<Verdict>() == 56);
+
+#[cfg(feature = "agent")]
+// SAFETY: `repr(C)`, made of integers only, without padding (its size is asserted above).
+unsafe impl aya::Pod for Verdict {}

@@ -1,0 +1,61 @@
+//! Deletes a verdict when its file's content may change.
+//!
+//! Every way to change a regular file goes through an open for writing or a truncation. Whoever
+//! is already writing when a verdict is made shows in `i_writecount`, which the gates read.
+
+use aya_ebpf::{macros::lsm, programs::LsmContext};
+use core::ffi::c_void;
+
+use crate::{
+    layout::{File, Inode, dentry_inode, file_inode, file_mode, path_dentry},
+    maps::VERDICTS,
+};
+
+/// `FMODE_WRITE` (include/linux/fs.h, 5.10 to 7.2): the file can be written through. A macro, so
+/// BTF does not have it; the agent's self-test proves the value after attaching.
+const FMODE_WRITE: u32 = 1 << 1;
+
+/// `int file_open(struct file *file)`, 5.10 to 7.2. `i_writecount` is raised before it is called
+/// (`do_dentry_open` in fs/open.c).
+#[lsm(hook = "file_open")]
+pub fn invalidate_file_open(ctx: LsmContext) -> i32 {
+    let file: *const File = ctx.arg(0);
+    // SAFETY: the hook's argument is a `struct file *`.
+    unsafe {
+        if file_mode(file) & FMODE_WRITE != 0 {
+            forget(file_inode(file));
+        }
+    }
+    0
+}
+
+/// `int path_truncate(const struct path *path)`, 5.10 to 7.2; write access is held while it is
+/// called (`vfs_truncate`, and up to 6.1 also `handle_truncate`, in fs).
+#[lsm(hook = "path_truncate")]
+pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
+    let path: *const c_void = ctx.arg(0);
+    // SAFETY: the hook's argument is a `const struct path *`.
+    unsafe { forget(dentry_inode(path_dentry(path))) };
+    0
+}
+
+/// `int file_truncate(struct file *file)`, from 6.2: opening with `O_TRUNC`, even read-only, and
+/// `ftruncate`.
+#[lsm(hook = "file_truncate")]
+pub fn invalidate_file_truncate(ctx: LsmContext) -> i32 {
+    let file: *const File = ctx.arg(0);
+    // SAFETY: the hook's argument is a `struct file *`.
+    unsafe { forget(file_inode(file)) };
+    0
+}
+
+/// # Safety
+/// `inode` is null or a kernel pointer that the verifier tracks.
+#[inline(always)]
+unsafe fn forget(inode: *mut Inode) {
+    if !inode.is_null() {
+        // That there was no verdict is no failure.
+        // SAFETY: by the contract.
+        let _ = unsafe { VERDICTS.delete(inode) };
+    }
+}

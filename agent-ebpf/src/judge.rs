@@ -1,0 +1,277 @@
+//! The one decision function.
+
+use aya_ebpf::helpers::generated::{bpf_ima_file_hash, bpf_ktime_get_ns};
+use aya_log_ebpf::debug;
+use portcullis_common::{
+    Active, Counter, DIGEST_LEN, Digest, Gate, Kinds, Outcome, Reason, Rule, Verdict, VerdictWord,
+};
+
+use crate::{
+    atomic,
+    layout::{
+        File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem, inode_mode,
+        inode_size, inode_writers, is_own_program, sealed_against_writing,
+    },
+    maps::{
+        MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, active, count, is_untrusted_filesystem, rule,
+    },
+    report::{Report, report},
+};
+
+/// `-EPERM`, what a gate returns to refuse.
+const REFUSE: i32 = -1;
+
+/// `S_IFMT` and `S_IFREG` (linux/stat.h).
+const FILE_TYPE: u16 = 0o170_000;
+const REGULAR_FILE: u16 = 0o100_000;
+
+/// Decides whether `file` may be used as one of the `wanted` kinds. Returns what the hook returns.
+///
+/// On the hot path this is a lookup in the inode's storage and two comparisons: the verdict is of
+/// the policy in force, and nobody holds the file open for writing.
+///
+/// # Safety
+/// `file` is the hook's own pointer, not null; the program is sleepable.
+#[inline(always)]
+pub unsafe fn judge(gate: Gate, file: *const File, wanted: Kinds) -> i32 {
+    let active = active();
+    if active == Active::NONE {
+        return 0;
+    }
+    // SAFETY: the contract of this function.
+    unsafe {
+        let inode = file_inode(file);
+        let verdict = VERDICTS.get_ptr_mut(inode);
+        if !verdict.is_null() {
+            let word = load_word(verdict);
+            if word.is_of(active.generation())
+                && inode_writers(inode) <= 0
+                && covers(gate, word.kinds(), wanted, inode)
+            {
+                return 0;
+            }
+        }
+        judge_in_full(gate, file, inode, wanted)
+    }
+}
+
+/// Whether a digest that is allowed as `kinds` may be used as `wanted`.
+///
+/// A program's own segments are mapped as code too, by the kernel during exec, and count as use
+/// as an executable there; nobody else may map it.
+///
+/// # Safety
+/// `inode` is a kernel pointer.
+#[inline(always)]
+unsafe fn covers(gate: Gate, kinds: Kinds, wanted: Kinds, inode: *const Inode) -> bool {
+    kinds.intersects(wanted)
+        || (gate as u8 == Gate::Mapping as u8
+            && kinds.intersects(Kinds::EXECUTABLE)
+            // SAFETY: by the contract.
+            && unsafe { is_own_program(inode) })
+}
+
+/// The other path: no verdict of this policy yet, or one that refuses.
+///
+/// # Safety
+/// As for [`judge`]; `inode` is the file's.
+#[inline(always)]
+unsafe fn judge_in_full(gate: Gate, file: *const File, inode: *mut Inode, wanted: Kinds) -> i32 {
+    // SAFETY: the contract of this function.
+    let appraisal = unsafe { appraise(gate, file, inode) };
+    let reason = match appraisal.reason {
+        // SAFETY: the contract of this function.
+        None if unsafe { covers(gate, appraisal.word.kinds(), wanted, inode) } => Reason::Listed,
+        None => appraisal.word.refusal(),
+        Some(reason) => reason,
+    };
+    let refused = reason as u8 != Reason::Listed as u8;
+    let enforces = appraisal.active.enforces();
+    let outcome = match (refused, enforces) {
+        (false, _) => Outcome::Allow,
+        (true, false) => Outcome::WouldDeny,
+        (true, true) => Outcome::Deny,
+    };
+    // The verdict stands; everything from here on only tells of it.
+    count(
+        gate,
+        match outcome {
+            Outcome::Allow => Counter::Allowed,
+            Outcome::WouldDeny => Counter::WouldDeny,
+            Outcome::Deny => Counter::Denied,
+        },
+        1,
+    );
+    if reason.cannot_decide() {
+        count(gate, Counter::CannotDecide, 1);
+    }
+    let told = Report { gate, outcome, reason, wanted, appraisal: &appraisal };
+    // SAFETY: the contract of this function.
+    unsafe { report(&told, file, inode) };
+    if refused && enforces { REFUSE } else { 0 }
+}
+
+/// What is known of a file when its judgement ends.
+pub struct Appraisal {
+    /// The policy that decided.
+    pub active: Active,
+    /// Why the file could not be identified, if so.
+    pub reason: Option<Reason>,
+    /// The verdict; meaningful without a `reason`.
+    pub word: VerdictWord,
+    /// The rule; empty if the policy has none.
+    pub rule: Rule,
+    /// The digest; zero if there is none.
+    pub digest: Digest,
+    /// What the hash helper returned; 0 if it was not called.
+    pub hash_status: i32,
+    /// Whether the verdict was already on the inode.
+    pub cached: bool,
+}
+
+/// Identifies the file and asks the policy about it.
+///
+/// The order of steps closes the race with a writer. Writers raise `i_writecount` before
+/// `file_open` is called, and `file_open` deletes the record (see `invalidation`). So a record
+/// that has existed since before the hash, with the same stamp, and no writer afterwards, means
+/// that nobody wrote in between.
+///
+/// # Safety
+/// As for [`judge`]; `inode` is the file's.
+#[inline(always)]
+unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisal {
+    let mut appraisal = Appraisal {
+        active: active(),
+        reason: None,
+        word: VerdictWord::default(),
+        rule: Rule::default(),
+        digest: [0; DIGEST_LEN],
+        hash_status: 0,
+        cached: false,
+    };
+    // SAFETY: the contract of this function.
+    unsafe {
+        appraisal.reason = why_not_identifiable(file, inode);
+        if appraisal.reason.is_some() {
+            return appraisal;
+        }
+
+        let record = VERDICTS.get_or_insert_ptr_mut(inode, None);
+        if record.is_null() {
+            appraisal.reason = Some(Reason::NoMemory);
+            return appraisal;
+        }
+        let stamp = claim(record);
+        let known = load_word(record);
+        if inode_writers(inode) > 0 {
+            appraisal.reason = Some(Reason::BeingWritten);
+            return appraisal;
+        }
+
+        if known.is_known() {
+            appraisal.digest = (*record).digest;
+            appraisal.cached = known.is_of(appraisal.active.generation());
+        } else {
+            let status = bpf_ima_file_hash(
+                file.cast_mut().cast(),
+                (&raw mut appraisal.digest).cast(),
+                DIGEST_LEN as u32,
+            );
+            appraisal.hash_status = status as i32;
+            count(gate, Counter::Hashed, 1);
+            count(gate, Counter::HashedBytes, inode_size(inode));
+            if status < 0 {
+                debug!(file, "cannot hash: {}", status);
+                appraisal.reason = Some(Reason::HashFailed);
+                return appraisal;
+            }
+            // The helper returns the algorithm, which the boot option ima_hash= can change.
+            if status != i64::from(HASH_ALGO_SHA256.load()) {
+                appraisal.reason = Some(Reason::WrongAlgorithm);
+                return appraisal;
+            }
+        }
+
+        // Hashing may have slept for seconds, so the policy is asked for only now.
+        appraisal.active = active();
+        let generation = appraisal.active.generation();
+        let rule = rule(generation, &appraisal.digest);
+        // A slot is filled again only after two switches.
+        if active().generation() > generation + 1 {
+            appraisal.reason = Some(Reason::PolicyChanged);
+            return appraisal;
+        }
+        appraisal.word = VerdictWord::new(generation, rule);
+        appraisal.rule = rule.unwrap_or_default();
+
+        // Looked up anew: a writer that came by has deleted the record.
+        let record = VERDICTS.get_ptr_mut(inode);
+        if record.is_null() || (*record).stamp != stamp {
+            appraisal.reason = Some(Reason::Unstable);
+            return appraisal;
+        }
+        if inode_writers(inode) > 0 {
+            appraisal.reason = Some(Reason::BeingWritten);
+            return appraisal;
+        }
+        (*record).digest = appraisal.digest;
+        (*record).rule = appraisal.rule;
+        store_word(record, appraisal.word);
+    }
+    appraisal
+}
+
+/// What makes it pointless to hash a file, if anything.
+///
+/// # Safety
+/// As for [`judge`]; `inode` is the file's.
+#[inline(always)]
+unsafe fn why_not_identifiable(file: *const File, inode: *const Inode) -> Option<Reason> {
+    // SAFETY: the contract of this function.
+    unsafe {
+        if inode_mode(inode) & FILE_TYPE != REGULAR_FILE {
+            Some(Reason::NotAFile)
+        } else if is_untrusted_filesystem(inode_filesystem(inode)) {
+            Some(Reason::Filesystem)
+        } else if inode_size(inode) > MAX_HASHED_BYTES.load() {
+            Some(Reason::TooLarge)
+        } else if inode_device(inode) == MEMFD_DEVICE.load() && !sealed_against_writing(file) {
+            Some(Reason::Unsealed)
+        } else {
+            None
+        }
+    }
+}
+
+/// The record's stamp, which is given now if the record is new.
+///
+/// # Safety
+/// `record` points into the inode's storage.
+#[inline(always)]
+unsafe fn claim(record: *mut Verdict) -> u64 {
+    // SAFETY: the helper has no precondition.
+    let fresh = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: by the contract.
+    match unsafe { atomic::set_if_zero(&raw mut (*record).stamp, fresh) } {
+        0 => fresh,
+        given => given,
+    }
+}
+
+/// # Safety
+/// `record` points into the inode's storage.
+#[inline(always)]
+unsafe fn load_word(record: *const Verdict) -> VerdictWord {
+    // SAFETY: by the contract. Volatile, so that the word is read once and whole.
+    unsafe { (&raw const (*record).word).read_volatile() }
+}
+
+/// Publishes the verdict after what belongs to it.
+///
+/// # Safety
+/// `record` points into the inode's storage.
+#[inline(always)]
+unsafe fn store_word(record: *mut Verdict, word: VerdictWord) {
+    // SAFETY: by the contract.
+    unsafe { atomic::publish((&raw mut (*record).word).cast(), word.0) };
+}

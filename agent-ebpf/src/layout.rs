@@ -1,0 +1,164 @@
+//! The one place where kernel layout is known.
+//!
+//! Offsets come from the running kernel's BTF as read-only globals (see
+//! `portcullis_common::Fields`). The verifier knows their values and so accepts a load at
+//! «pointer + offset» as a typed load of that member; a fault reads as zero.
+
+use aya_ebpf::{Global, bindings::inode, helpers::generated::bpf_get_current_task_btf};
+use core::ffi::c_void;
+use portcullis_common::for_each_kernel_field;
+
+macro_rules! globals {
+    (
+        fields { $($field:ident = $structure:ident . $member:ident;)* }
+        enumerators { $($enumerator_global:ident = $enumeration:ident . $enumerator:ident;)* }
+    ) => {
+        // An offset that the agent did not set lies outside of every struct, so that the program
+        // is refused instead of reading the wrong member.
+        $(#[unsafe(no_mangle)] static $field: Global<u32> = Global::new(0xffff);)*
+        $(#[unsafe(no_mangle)] pub static $enumerator_global: Global<u32> = Global::new(0xffff);)*
+    };
+}
+for_each_kernel_field!(globals);
+
+/// `struct file`, only ever behind a pointer.
+#[repr(transparent)]
+pub struct File(c_void);
+/// `struct inode`, likewise.
+pub type Inode = inode;
+/// `struct dentry`, likewise.
+#[repr(transparent)]
+pub struct Dentry(c_void);
+/// `struct task_struct`, likewise.
+#[repr(transparent)]
+pub struct Task(c_void);
+
+/// # Safety
+/// `base` is a kernel pointer that the verifier tracks, and `offset` that of a member of type `T`.
+#[inline(always)]
+unsafe fn load<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
+    // SAFETY: by the contract. Volatile, because the size of the load must not change: the
+    // verifier checks it against the member's type.
+    unsafe { base.byte_add(offset.load() as usize).cast::<T>().read_volatile() }
+}
+
+/// The file that an exec is about to run.
+///
+/// # Safety
+/// `bprm` is the hook's `struct linux_binprm *`.
+#[inline(always)]
+pub unsafe fn bprm_file(bprm: *const c_void) -> *const File {
+    // SAFETY: by the contract.
+    unsafe { load(bprm, &LINUX_BINPRM_FILE) }
+}
+
+/// Accessors that read one member of a struct behind a tracked pointer.
+macro_rules! accessors {
+    ($($(#[$meta:meta])* $name:ident($base:ty) -> $result:ty = $offset:ident;)*) => {
+        $(
+            $(#[$meta])*
+            ///
+            /// # Safety
+            /// The argument is a kernel pointer that the verifier tracks.
+            #[inline(always)]
+            pub unsafe fn $name(base: *const $base) -> $result {
+                // SAFETY: by the contract.
+                unsafe { load(base, &$offset) }
+            }
+        )*
+    };
+}
+
+accessors! {
+    /// The inode whose content the file gives.
+    file_inode(File) -> *mut Inode = FILE_F_INODE;
+    /// How the file is open: `FMODE_*`.
+    file_mode(File) -> u32 = FILE_F_MODE;
+    /// Inode number.
+    inode_number(Inode) -> u64 = INODE_I_INO;
+    /// File type and permissions.
+    inode_mode(Inode) -> u16 = INODE_I_MODE;
+    /// Size in bytes.
+    inode_size(Inode) -> u64 = INODE_I_SIZE;
+    /// How many hold the file open for writing; negative while writing is denied.
+    inode_writers(Inode) -> i32 = INODE_I_WRITECOUNT;
+    /// The inode behind a directory entry, or null.
+    dentry_inode(Dentry) -> *mut Inode = DENTRY_D_INODE;
+    /// The directory entry of a `struct path`.
+    path_dentry(c_void) -> *const Dentry = PATH_DENTRY;
+    /// Process id (thread group) in the initial namespace.
+    task_pid(Task) -> u32 = TASK_STRUCT_TGID;
+    /// The task's real parent.
+    task_parent(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
+    /// The task's name: as two words, to keep the loads few.
+    task_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
+}
+
+/// Address of the file's `struct path`.
+///
+/// # Safety
+/// `file` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn file_path(file: *const File) -> *const c_void {
+    // SAFETY: by the contract; only an address is computed.
+    unsafe { file.byte_add(FILE_F_PATH.load() as usize).cast() }
+}
+
+/// Device number of the inode's filesystem, in the kernel's encoding.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn inode_device(inode: *const Inode) -> u32 {
+    // SAFETY: by the contract; an inode always has a superblock.
+    unsafe { load(load::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_DEV) }
+}
+
+/// Magic number of the inode's filesystem (`linux/magic.h`).
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn inode_filesystem(inode: *const Inode) -> u64 {
+    // SAFETY: by the contract; an inode always has a superblock.
+    unsafe { load(load::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_MAGIC) }
+}
+
+/// Whether the file is a memfd that is sealed against writing.
+///
+/// `F_ADD_SEALS` with `F_SEAL_WRITE` makes `i_mmap_writable` negative, for good, and only after
+/// every writable mapping is gone (`memfd_add_seals` in mm/memfd.c, 5.10 to 6.12). Writers of a
+/// memfd do not show in `i_writecount`, because it is never opened through `do_dentry_open`.
+///
+/// # Safety
+/// `file` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn sealed_against_writing(file: *const File) -> bool {
+    // SAFETY: by the contract; an open file always has a mapping.
+    unsafe {
+        let mapping: *const c_void = load(file, &FILE_F_MAPPING);
+        load::<i32, _>(mapping, &ADDRESS_SPACE_I_MMAP_WRITABLE) < 0
+    }
+}
+
+/// The task that is running.
+#[inline(always)]
+pub fn current_task() -> *const Task {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_get_current_task_btf() as *const Task }
+}
+
+/// Whether `inode` is the program that the current process is running, or is just starting.
+///
+/// # Safety
+/// `inode` is a kernel pointer; it is only compared.
+#[inline(always)]
+pub unsafe fn is_own_program(inode: *const Inode) -> bool {
+    // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
+    let program: *const Inode = unsafe {
+        let mm: *const c_void = load(current_task(), &TASK_STRUCT_MM);
+        let exe_file: *const File = load(mm, &MM_STRUCT_EXE_FILE);
+        file_inode(exe_file)
+    };
+    core::ptr::addr_eq(program, inode)
+}

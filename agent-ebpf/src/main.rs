@@ -1,0 +1,28 @@
+//! The kernel programs of Portcullis.
+//!
+//! Every gate asks [`judge`]; nothing here waits on userspace, and nothing is returned before the
+//! verdict is known. The programs use typed loads only (no `bpf_probe_read*`), so that they also
+//! load under `lockdown=confidentiality`.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod atomic;
+mod exec;
+mod invalidation;
+mod judge;
+mod layout;
+mod mapping;
+mod maps;
+mod report;
+
+/// Dual-licensed, because the helpers used are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses programs in which this is reachable.
+    loop {}
+}

@@ -1,0 +1,85 @@
+//! Every map, and the settings that the agent fixes when it loads the programs.
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, ArrayOfMaps, HashMap, InodeStorage, RingBuf},
+    macros::btf_map,
+};
+use portcullis_common::{
+    Active, Counter, DIGEST_LEN, Event, Gate, PATH_SHORT, Rule, SLOTS, Verdict,
+};
+
+use crate::atomic;
+
+const COUNTERS_LEN: usize = Gate::ALL.len() * Counter::ALL.len();
+
+/// [`Active`]. The agent maps it into its memory, to switch with one store.
+#[btf_map]
+static ACTIVE: Array<Active, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// The rules of one policy, by digest. The agent creates each with the size that its policy
+/// needs; the number here is only that of the template, which the kernel does not compare.
+type Rules = HashMap<[u8; DIGEST_LEN], Rule, 1, { BPF_F_NO_PREALLOC as usize }>;
+
+/// The policy in force and the one being filled, by [`Active::slot`].
+#[btf_map]
+static POLICIES: ArrayOfMaps<Rules, { SLOTS as usize }> = ArrayOfMaps::new();
+
+/// The verdict on each inode.
+#[btf_map]
+pub static VERDICTS: InodeStorage<Verdict> = InodeStorage::new();
+
+/// Magic numbers of filesystems whose content cannot be relied on to be the same twice.
+#[btf_map]
+static UNTRUSTED_FILESYSTEMS: HashMap<u64, u8, 64> = HashMap::new();
+
+/// One number for each gate and [`Counter`].
+#[btf_map]
+static COUNTERS: Array<u64, COUNTERS_LEN> = Array::new();
+
+/// Events for the agent. 1 MiB holds about 2,000.
+#[btf_map]
+pub static EVENTS: RingBuf<Event<PATH_SHORT>, { 1 << 20 }> = RingBuf::new();
+
+/// Files above this many bytes are not hashed: hashing cannot be interrupted, so an unprivileged
+/// user could otherwise keep a processor busy with a sparse file.
+#[unsafe(no_mangle)]
+pub static MAX_HASHED_BYTES: Global<u64> = Global::new(0);
+
+/// Device number of the kernel's internal tmpfs, where memfds and shared memory live.
+#[unsafe(no_mangle)]
+pub static MEMFD_DEVICE: Global<u32> = Global::new(0);
+
+/// The policy in force.
+#[inline(always)]
+pub fn active() -> Active {
+    // SAFETY: points to a map value. Volatile, so that the word is read once and whole.
+    ACTIVE.get_ptr(0).map_or(Active::NONE, |word| unsafe { word.read_volatile() })
+}
+
+/// What the policy of `generation` says about a digest.
+#[inline(always)]
+pub fn rule(generation: u64, digest: &[u8; DIGEST_LEN]) -> Option<Rule> {
+    POLICIES
+        .get_value_ptr_mut(Active::slot(generation), digest)
+        // SAFETY: the map is not preallocated, so an element that the agent deletes meanwhile is
+        // freed only after this program has ended; rules are never changed in place.
+        .map(|rule| unsafe { *rule })
+}
+
+/// Whether the content of files on this filesystem may change between hash and use.
+#[inline(always)]
+pub fn is_untrusted_filesystem(magic: u64) -> bool {
+    UNTRUSTED_FILESYSTEMS.get_ptr(&magic).is_some()
+}
+
+/// Adds to one of the gate's numbers.
+#[inline(always)]
+pub fn count(gate: Gate, counter: Counter, amount: u64) {
+    let index = gate as u32 * Counter::ALL.len() as u32 + counter as u32;
+    if let Some(number) = COUNTERS.get(index) {
+        // SAFETY: points to a map value.
+        unsafe { atomic::add(number, amount) };
+    }
+}

@@ -1,0 +1,136 @@
+//! Puts what was decided into the ring. A full ring costs the event, which is counted, and
+//! nothing else.
+
+use aya_ebpf::{
+    bindings::path,
+    helpers::{
+        bpf_get_current_comm,
+        generated::{
+            bpf_d_path, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
+            bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+        },
+    },
+};
+use core::mem::transmute;
+use portcullis_common::{
+    ANCESTORS, Ancestor, COMM_LEN, Counter, Event, EventHeader, Gate, Kinds, Outcome, PATH_LONG,
+    PATH_SHORT, Reason,
+};
+
+use crate::{
+    judge::Appraisal,
+    layout::{
+        File, Inode, current_task, file_path, inode_device, inode_filesystem, inode_number,
+        inode_size, task_comm, task_parent, task_pid,
+    },
+    maps::{EVENTS, count},
+};
+
+/// What is to be told.
+pub struct Report<'a> {
+    pub gate: Gate,
+    pub outcome: Outcome,
+    pub reason: Reason,
+    pub wanted: Kinds,
+    pub appraisal: &'a Appraisal,
+}
+
+/// Sends the event, with room for a long path only if the path needs it.
+///
+/// # Safety
+/// `file` and `inode` are kernel pointers that the verifier tracks.
+#[inline(always)]
+pub unsafe fn report(told: &Report<'_>, file: *const File, inode: *const Inode) {
+    // SAFETY: by the contract.
+    unsafe {
+        if !send::<PATH_SHORT>(told, file, inode, false) {
+            send::<PATH_LONG>(told, file, inode, true);
+        }
+    }
+}
+
+/// Returns whether this was the end of it; `false` asks for a longer event.
+///
+/// # Safety
+/// As for [`report`].
+#[inline(always)]
+unsafe fn send<const PATH: usize>(
+    told: &Report<'_>,
+    file: *const File,
+    inode: *const Inode,
+    last: bool,
+) -> bool {
+    let Some(mut entry) = EVENTS.reserve_untyped::<Event<PATH>>(0) else {
+        count(told.gate, Counter::Lost, 1);
+        return true;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the ring gave `size_of::<Event<PATH>>()` writable bytes; the helper writes at most
+    // `PATH` of them.
+    let status = unsafe {
+        bpf_d_path(
+            file_path(file).cast_mut().cast::<path>(),
+            (&raw mut (*event).path).cast(),
+            PATH as u32,
+        )
+    };
+    if status < 0 && !last {
+        entry.discard(0);
+        return false;
+    }
+    // SAFETY: as above, and by the contract.
+    unsafe { fill(&raw mut (*event).header, told, inode, status as i32) };
+    entry.submit(0);
+    true
+}
+
+/// # Safety
+/// `header` points to writable memory; `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+unsafe fn fill(header: *mut EventHeader, told: &Report<'_>, inode: *const Inode, path_status: i32) {
+    let Report { gate, outcome, reason, wanted, appraisal } = *told;
+    // SAFETY: by the contract; the helpers have no precondition.
+    unsafe {
+        let pid_tid = bpf_get_current_pid_tgid();
+        let uid_gid = bpf_get_current_uid_gid();
+        (*header).boot_ns = bpf_ktime_get_boot_ns();
+        (*header).generation = appraisal.active.generation();
+        (*header).cgroup = bpf_get_current_cgroup_id();
+        (*header).inode = inode_number(inode);
+        (*header).size = inode_size(inode);
+        (*header).digest = appraisal.digest;
+        (*header).rule = appraisal.rule;
+        (*header).device = inode_device(inode);
+        (*header).filesystem = inode_filesystem(inode) as u32;
+        (*header).pid = (pid_tid >> 32) as u32;
+        (*header).tid = pid_tid as u32;
+        (*header).uid = uid_gid as u32;
+        (*header).gid = (uid_gid >> 32) as u32;
+        (*header).hash_status = appraisal.hash_status;
+        (*header).path_status = path_status;
+        (*header).gate = gate as u8;
+        (*header).outcome = outcome as u8;
+        (*header).reason = reason as u8;
+        (*header).wanted = wanted;
+        (*header).cached = appraisal.cached as u8;
+        (*header).enforces = appraisal.active.enforces() as u8;
+        (*header).reserved = [0; 2];
+        (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+        let mut task = current_task();
+        let mut last = false;
+        let mut index = 0;
+        while index < ANCESTORS {
+            // Above the first process there is only the idle task, which is its own parent.
+            last = last || task_pid(task) <= 1;
+            task = task_parent(task);
+            let ancestor = &raw mut (*header).ancestors[index];
+            (*ancestor) = if last {
+                Ancestor { pid: 0, comm: [0; COMM_LEN] }
+            } else {
+                let comm = task_comm(task);
+                Ancestor { pid: task_pid(task), comm: transmute::<[u64; 2], [u8; COMM_LEN]>(comm) }
+            };
+            index += 1;
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! `portcullis events`
+
+use std::{io::BufRead, process::ExitCode};
+
+use super::{OrExit, Outcome, UNAVAILABLE, output};
+use crate::control::{Request, client};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Go on with new events until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    /// As JSON lines (docs/events.md)
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn events(args: &Args) -> Outcome {
+    let lines = client::ask(&Request::Events { follow: args.follow, json: args.json })?;
+    for (index, line) in lines.lines().enumerate() {
+        let line = line.or_exit(UNAVAILABLE)?;
+        if index == 0 {
+            client::check_refusal(&line)?;
+        }
+        output::print(&format!("{line}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,298 @@
+//! `portcullis explain`
+
+use std::{
+    fmt::Write,
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use portcullis_common::{Digest, Kinds, Reason};
+use serde::Serialize;
+
+use super::{BAD_INPUT, Failure, NO, OrExit, Outcome, UNAVAILABLE, output};
+use crate::{
+    artifact::{self, MAX_HASHED_BYTES, digest},
+    control::{Request, RuleAnswer, RuleFound, client},
+    event::human::Plain,
+    kernel::filesystems,
+    policy::Policy,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The files in question
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Ask this policy file instead of the running agent
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is known and decided about one file.
+#[derive(Serialize)]
+struct Explanation {
+    path: String,
+    digest: Option<String>,
+    size: u64,
+    filesystem: String,
+    /// What the content can be used as.
+    kinds: Vec<&'static str>,
+    policy: String,
+    mode: String,
+    rule: Option<RuleFound>,
+    /// One for each way in which it can become code.
+    uses: Vec<Use>,
+}
+
+#[derive(Serialize)]
+struct Use {
+    kind: &'static str,
+    outcome: &'static str,
+    reason: &'static str,
+    /// In words, with what to do.
+    why: String,
+}
+
+/// Who is asked about digests.
+enum Judge {
+    Agent,
+    File(Box<Policy>),
+}
+
+pub fn explain(args: &Args) -> Outcome {
+    let judge = match &args.policy {
+        None => Judge::Agent,
+        Some(file) => {
+            let bar = output::progress(0, "reading the policy");
+            let policy = Policy::load(file, &bar);
+            bar.finish_and_clear();
+            Judge::File(Box::new(policy.or_exit(BAD_INPUT)?))
+        }
+    };
+    let mut explanations = Vec::new();
+    for path in &args.paths {
+        explanations.push(judge.explain(path)?);
+    }
+    let text = if args.json {
+        serde_json::to_string_pretty(&explanations).or_exit(UNAVAILABLE)? + "\n"
+    } else {
+        explanations.iter().map(show).collect::<Vec<_>>().join("\n")
+    };
+    output::print(&text)?;
+    let all_allowed =
+        explanations.iter().flat_map(|one| &one.uses).all(|one| one.outcome == "allow");
+    Ok(if all_allowed { ExitCode::SUCCESS } else { ExitCode::from(NO) })
+}
+
+impl Judge {
+    fn explain(&self, path: &Path) -> Result<Explanation, Failure> {
+        let seen =
+            look_at(path).with_context(|| path.display().to_string().escape_debug().to_string());
+        let seen = seen.or_exit(BAD_INPUT)?;
+        let answer = self.rule(seen.digest.as_ref())?;
+        let enforces = answer.mode == "enforce";
+        let uses = Kinds::WORDS.iter().filter(|(kind, _)| seen.kinds.intersects(*kind));
+        let uses =
+            uses.map(|(kind, word)| judge_use(*kind, word, &seen, &answer, enforces)).collect();
+        Ok(Explanation {
+            path: path.display().to_string(),
+            digest: seen.digest.as_ref().map(digest::format),
+            size: seen.size,
+            filesystem: seen.filesystem,
+            kinds: words(seen.kinds),
+            policy: answer.policy,
+            mode: answer.mode,
+            rule: answer.rule,
+            uses,
+        })
+    }
+
+    fn rule(&self, digest: Option<&Digest>) -> Result<RuleAnswer, Failure> {
+        match self {
+            // A digest that nothing has still brings the policy's name and mode.
+            Self::Agent => {
+                let digest = digest::format(digest.unwrap_or(&[0; 32]));
+                Ok(client::ask_json(&Request::Rule { digest })?)
+            }
+            Self::File(policy) => {
+                let rule = digest.and_then(|digest| policy.rule(digest));
+                Ok(RuleAnswer {
+                    mode: policy.mode.word().into(),
+                    policy: format!("{} v{}", policy.name, policy.version),
+                    rule: rule.map(|rule| RuleFound {
+                        kinds: words(rule.kinds).into_iter().map(str::to_owned).collect(),
+                        denied: rule.denied == 1,
+                        file: policy.sources[usize::from(rule.source)].display().to_string(),
+                        line: rule.line,
+                    }),
+                })
+            }
+        }
+    }
+}
+
+fn words(kinds: Kinds) -> Vec<&'static str> {
+    let words = Kinds::WORDS.iter().filter(|(kind, _)| kinds.intersects(*kind));
+    words.map(|(_, word)| *word).collect()
+}
+
+/// What can be told from the file alone.
+struct Seen {
+    digest: Option<Digest>,
+    size: u64,
+    filesystem: String,
+    kinds: Kinds,
+    /// Why a gate could not identify it, if so.
+    trouble: Option<Reason>,
+}
+
+fn look_at(path: &Path) -> io::Result<Seen> {
+    let metadata = fs::metadata(path)?;
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "a folder; name the files in it"));
+    }
+    let statistics = rustix::fs::statfs(path)?;
+    #[expect(
+        clippy::cast_sign_loss,
+        clippy::cast_lossless,
+        reason = "the type differs by architecture"
+    )]
+    let magic = statistics.f_type as u64 & 0xffff_ffff;
+    let filesystem = filesystems::name(magic);
+    let mut seen =
+        Seen { digest: None, size: metadata.len(), filesystem, kinds: Kinds::NONE, trouble: None };
+    if kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device() {
+        // /dev/zero can be mapped as code; nothing else here can become any.
+        seen.kinds = Kinds::LIBRARY;
+        seen.trouble = Some(Reason::NotAFile);
+        return Ok(seen);
+    }
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    seen.kinds = artifact::identify(&file)?.unwrap_or(Kinds::NONE);
+    if filesystems::UNTRUSTED.iter().any(|untrusted| untrusted.magic == magic) {
+        seen.trouble = Some(Reason::Filesystem);
+    } else if metadata.len() > MAX_HASHED_BYTES {
+        seen.trouble = Some(Reason::TooLarge);
+    } else {
+        seen.digest = Some(digest::of_file(&file, MAX_HASHED_BYTES)?.0);
+    }
+    Ok(seen)
+}
+
+fn judge_use(
+    kind: Kinds,
+    word: &'static str,
+    seen: &Seen,
+    answer: &RuleAnswer,
+    enforces: bool,
+) -> Use {
+    let place = |rule: &RuleFound| format!("{}:{}", Plain(&rule.file), rule.line);
+    let add = format!("list this digest with kinds = [\"{word}\"]");
+    let (reason, why) = match (seen.trouble, &answer.rule) {
+        (Some(reason @ Reason::NotAFile), _) => (reason, "it is not a regular file".into()),
+        (Some(reason @ Reason::TooLarge), _) => {
+            (reason, format!("larger than the {} MiB that the gates hash", MAX_HASHED_BYTES >> 20))
+        }
+        (Some(reason), _) => {
+            (reason, format!("content on {} can change between check and use", seen.filesystem))
+        }
+        (None, None) => {
+            (Reason::Unlisted, format!("not in policy {}; to allow: {add}", answer.policy))
+        }
+        (None, Some(rule)) if rule.denied => {
+            (Reason::Denied, format!("denied at {}; to allow: remove that", place(rule)))
+        }
+        (None, Some(rule)) if !rule.kinds.iter().any(|listed| as_good_as(listed, kind)) => (
+            Reason::WrongKind,
+            format!(
+                "listed as {} at {}; to allow: add \"{word}\" there",
+                rule.kinds.join(" and "),
+                place(rule)
+            ),
+        ),
+        (None, Some(rule)) => (Reason::Listed, format!("listed at {}", place(rule))),
+    };
+    let outcome = match (reason, enforces) {
+        (Reason::Listed, _) => "allow",
+        (_, false) => "would-deny",
+        (_, true) => "deny",
+    };
+    Use { kind: word, outcome, reason: reason.word(), why }
+}
+
+/// The exec gate does not tell programs from scripts.
+fn as_good_as(listed: &str, kind: Kinds) -> bool {
+    let exec = Kinds::EXECUTABLE.union(Kinds::SCRIPT);
+    let listed = Kinds::WORDS
+        .iter()
+        .find(|(_, word)| *word == listed)
+        .map_or(Kinds::NONE, |(kind, _)| *kind);
+    listed.intersects(kind) || (exec.intersects(kind) && exec.intersects(listed))
+}
+
+fn show(one: &Explanation) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "{}", Plain(&one.path));
+    let _ = writeln!(text, "  sha256  {}", one.digest.as_deref().unwrap_or("none"));
+    let _ = writeln!(text, "  file    {} bytes on {}", one.size, one.filesystem);
+    let _ = writeln!(text, "  policy  {} ({})", one.policy, one.mode);
+    if one.uses.is_empty() {
+        let listed = one.rule.as_ref().map_or("", |_| "; the policy lists its digest all the same");
+        let _ =
+            writeln!(text, "  no program, library, script or module: nothing to decide{listed}");
+    }
+    for Use { kind, outcome, why, .. } in &one.uses {
+        let _ = writeln!(text, "  as {kind}: {outcome}: {why}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::manifest::kinds_words;
+
+    fn judged(kinds: &[&str], denied: bool, kind: Kinds, trouble: Option<Reason>) -> &'static str {
+        let seen = Seen {
+            digest: Some([1; 32]),
+            size: 1,
+            filesystem: "ext4".into(),
+            kinds: kind,
+            trouble,
+        };
+        let rule = RuleFound {
+            kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            denied,
+            file: "p.toml".into(),
+            line: 3,
+        };
+        let rule = (!kinds.is_empty() || denied).then_some(rule);
+        let answer = RuleAnswer { mode: "enforce".into(), policy: "p v1".into(), rule };
+        let one = judge_use(kind, kinds_words(kind).leak(), &seen, &answer, true);
+        assert_eq!(one.outcome == "allow", one.reason == "listed");
+        one.reason
+    }
+
+    #[test]
+    fn decides_as_the_gates_do() {
+        let (executable, library, script) = (Kinds::EXECUTABLE, Kinds::LIBRARY, Kinds::SCRIPT);
+        assert_eq!(judged(&["executable"], false, executable, None), "listed");
+        assert_eq!(judged(&["executable"], false, script, None), "listed");
+        assert_eq!(judged(&["script"], false, executable, None), "listed");
+        assert_eq!(judged(&["executable"], false, library, None), "wrong-kind");
+        assert_eq!(judged(&["library"], false, executable, None), "wrong-kind");
+        assert_eq!(judged(&["executable", "library"], false, library, None), "listed");
+        assert_eq!(judged(&[], true, library, None), "denied");
+        assert_eq!(judged(&[], false, library, None), "unlisted");
+        assert_eq!(judged(&["library"], false, library, Some(Reason::Filesystem)), "filesystem");
+    }
+}

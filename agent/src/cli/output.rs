@@ -1,0 +1,59 @@
+//! Writing to people and pipes.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Failure, OrExit, UNAVAILABLE};
+
+/// Writes to standard output. That nobody reads any more is not an error: `portcullis … | head`
+/// ends quietly.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.or_exit(UNAVAILABLE),
+    }
+}
+
+/// Writes an error to standard error, whatever becomes of it.
+pub fn error(message: &str) {
+    let _ = writeln!(io::stderr(), "portcullis: {message}");
+}
+
+/// Writes a note to standard error, whatever becomes of it.
+pub fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// A table without borders, as wide as the terminal at most; in a pipe each row is one line.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    if let Ok(size) = rustix::termios::tcgetwinsize(io::stdout())
+        && size.ws_col > 0
+    {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(size.ws_col);
+    }
+    table
+}
+
+/// A bar for `total` things, or a spinner if that is 0. Drawn on a terminal only.
+pub fn progress(total: u64, what: &'static str) -> ProgressBar {
+    let (bar, style) = if total > 0 {
+        (ProgressBar::new(total), "{msg} [{bar:40}] {human_pos}/{human_len} {eta}")
+    } else {
+        (ProgressBar::new_spinner(), "{spinner} {msg} {human_pos} ({elapsed})")
+    };
+    // The template is ours, so it is known to be valid; a bar without it still counts.
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar.set_message(what);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

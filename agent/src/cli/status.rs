@@ -1,0 +1,134 @@
+//! `portcullis status`
+
+use std::{collections::BTreeMap, fmt::Write, process::ExitCode};
+
+use anyhow::anyhow;
+use serde::Deserialize;
+
+use super::{Failure, NO, Outcome, UNAVAILABLE, output};
+use crate::{
+    control::{
+        Request,
+        client::{self, ClientError},
+    },
+    event::PolicyId,
+    kernel::pins,
+    run::sink::SinkStatus,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The agent's status as far as it is shown here.
+#[derive(Deserialize)]
+struct Page {
+    pid: u32,
+    version: String,
+    started: jiff::Timestamp,
+    mode: String,
+    policy: PolicyId,
+    digests: usize,
+    health: String,
+    checks: Vec<CheckRow>,
+    gates: Vec<GateRow>,
+    sinks: Vec<SinkStatus>,
+    events: u64,
+}
+
+#[derive(Deserialize)]
+struct CheckRow {
+    title: String,
+    state: String,
+    found: String,
+    mend: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct GateRow {
+    gate: String,
+    attached: bool,
+    pinned: bool,
+    #[serde(flatten)]
+    counters: BTreeMap<String, u64>,
+}
+
+pub fn status(args: &Args) -> Outcome {
+    let text = client::ask_text(&Request::Status).map_err(|error| match error {
+        ClientError::NoAgent => no_agent(),
+        error => error.into(),
+    })?;
+    let broken = |error: serde_json::Error| Failure { code: UNAVAILABLE, error: error.into() };
+    let page: Page = serde_json::from_str(&text).map_err(broken)?;
+    output::print(&if args.json { text } else { show(&page) })?;
+    Ok(if page.health == "failed" { ExitCode::from(NO) } else { ExitCode::SUCCESS })
+}
+
+/// A dead agent may have left its gates in force, which is what a reader must know first.
+fn no_agent() -> Failure {
+    let error = match pins::all() {
+        Ok(folders) if folders.is_empty() => anyhow!("no agent runs and no gates stand"),
+        Ok(_) => anyhow!(
+            "no agent runs, but the gates that it left are in force; start one again with \
+             `portcullis run`, or take the gates down with `portcullis stop`"
+        ),
+        Err(error) => anyhow!("no agent runs; whether gates stand cannot be seen: {error}"),
+    };
+    Failure { code: UNAVAILABLE, error }
+}
+
+fn show(page: &Page) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{} · {} · policy {} v{} ({} digests)",
+        page.health.to_uppercase(),
+        page.mode,
+        page.policy.name,
+        page.policy.version,
+        page.digests,
+    );
+    let _ = writeln!(
+        text,
+        "agent {} (pid {}) since {:.0}, {} events\n",
+        page.version, page.pid, page.started, page.events
+    );
+    let mut gates = output::table(&[
+        "gate",
+        "stands",
+        "outlives agent",
+        "allowed",
+        "would deny",
+        "denied",
+        "lost events",
+    ]);
+    for gate in &page.gates {
+        let yes = |yes: bool| if yes { "yes" } else { "NO" }.to_owned();
+        let count = |name: &str| gate.counters.get(name).map_or("?".into(), u64::to_string);
+        gates.add_row([
+            gate.gate.clone(),
+            yes(gate.attached),
+            yes(gate.pinned),
+            count("allowed"),
+            count("would_deny"),
+            count("denied"),
+            count("lost"),
+        ]);
+    }
+    let _ = writeln!(text, "{gates}\n");
+    for sink in page.sinks.iter().filter(|sink| sink.lost > 0 || sink.failing) {
+        let state = if sink.failing { "failing" } else { "working again" };
+        let _ = writeln!(text, "{}: {} records lost, {state}", sink.name, sink.lost);
+    }
+    for check in page.checks.iter().filter(|check| check.state != "ok") {
+        let _ = writeln!(text, "{}: {}: {}", check.state, check.title, check.found);
+        if let Some(mend) = &check.mend {
+            let _ = writeln!(text, "  mend: {mend}");
+        }
+    }
+    text
+}

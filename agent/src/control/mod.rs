@@ -1,0 +1,162 @@
+//! How the commands talk to the agent: one JSON request in a line over a local socket that only
+//! root can open, one JSON answer in a line. Only `events` is answered with more lines.
+
+pub mod client;
+pub mod server;
+
+use portcullis_common::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::PolicyId,
+    kernel::check::Check,
+    run::{preflight::InUse, sink::SinkStatus},
+};
+
+/// Where the agent listens.
+pub const SOCKET: &str = "/run/portcullis/agent.sock";
+
+/// Version of requests and answers.
+pub const PROTOCOL: u32 = 1;
+
+/// The longest request in bytes.
+pub const MAX_REQUEST: u64 = 64 * 1024;
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What holds now.
+    Status,
+    /// The latest records, as lines of text.
+    Events {
+        /// Whether to go on with new ones.
+        follow: bool,
+        /// Whether as JSON, or else for people.
+        json: bool,
+    },
+    /// What the policy says about a digest.
+    Rule {
+        /// 64 hexadecimal digits.
+        digest: String,
+    },
+    /// Change the mode.
+    Mode {
+        /// `audit` or `enforce`.
+        mode: String,
+        /// Whether to change it even if that stops what runs now.
+        skip_preflight: bool,
+    },
+    /// Take the gates down and end.
+    Stop,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Refusal {
+    /// The exit code that the command should have.
+    pub code: u8,
+    /// One line for people.
+    pub message: String,
+}
+
+/// What holds now.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// [`PROTOCOL`].
+    pub schema: u32,
+    /// The agent's process id.
+    pub pid: u32,
+    /// The agent's version.
+    pub version: &'static str,
+    /// When the agent started.
+    pub started: jiff::Timestamp,
+    /// The mode in force.
+    pub mode: &'static str,
+    /// The policy in force.
+    pub policy: PolicyId,
+    /// How many digests it has.
+    pub digests: usize,
+    /// The files it was read from.
+    pub sources: Vec<String>,
+    /// Whether all is well: `ok`, `warning` or `failed`.
+    pub health: &'static str,
+    /// What was checked.
+    pub checks: Vec<Check>,
+    /// The gates.
+    pub gates: Vec<GateStatus>,
+    /// Where records go.
+    pub sinks: Vec<SinkStatus>,
+    /// Number of the latest record.
+    pub events: u64,
+    /// Resident memory of the agent in KiB.
+    pub resident_kib: Option<u64>,
+}
+
+/// State of a gate.
+#[derive(Clone, Debug, Serialize)]
+pub struct GateStatus {
+    /// Its name.
+    pub gate: &'static str,
+    /// Whether a program stands there.
+    pub attached: bool,
+    /// Whether it would outlive the agent.
+    pub pinned: bool,
+    /// What it counted, by name.
+    #[serde(flatten)]
+    pub counters: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// What the policy says about a digest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuleAnswer {
+    /// The mode in force.
+    pub mode: String,
+    /// Name and version of the policy in force.
+    pub policy: String,
+    /// The rule, if there is one.
+    pub rule: Option<RuleFound>,
+}
+
+/// A rule with its place.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct RuleFound {
+    /// The kinds that the digest is listed as.
+    pub kinds: Vec<String>,
+    /// Whether it is denied.
+    pub denied: bool,
+    /// The policy file or manifest.
+    pub file: String,
+    /// Line, counted from 1.
+    pub line: u32,
+}
+
+/// The answer to a change of mode.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModeAnswer {
+    /// The mode in force now.
+    pub mode: &'static str,
+}
+
+/// The answer to a change of mode that would stop what runs.
+#[must_use]
+pub fn preflight_refusal(refused: &[InUse]) -> Refusal {
+    /// More would scroll the first line away.
+    const SHOWN: usize = 20;
+    let mut message =
+        format!("the policy would refuse {} files that are in use now:", refused.len());
+    for one in refused.iter().take(SHOWN) {
+        message.push_str(&format!("\n  {one}"));
+    }
+    if refused.len() > SHOWN {
+        message.push_str(&format!("\n  … and {} more", refused.len() - SHOWN));
+    }
+    message.push_str("\nadd them to the policy, or enforce all the same with --skip-preflight");
+    Refusal { code: 1, message }
+}
+
+/// The mode with this name.
+#[must_use]
+pub fn mode_named(word: &str) -> Option<Mode> {
+    Mode::ALL.iter().copied().find(|mode| mode.word() == word)
+}

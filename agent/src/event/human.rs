@@ -1,0 +1,154 @@
+//! Events as a line for people.
+
+use std::fmt;
+
+use crate::event::{Body, Decision, Event, PolicyId};
+
+/// Shows an event as one line. Control characters, which a hostile file name may contain, are
+/// escaped.
+pub struct Line<'a>(pub &'a Event);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} ", self.0.time)?;
+        match &self.0.body {
+            Body::Decision(decision) => write_decision(f, decision),
+            Body::Lost { gate, count } => {
+                write!(f, "lost {count} events of the {gate} gate: the ring was full")
+            }
+            Body::AgentStarted { pid, version, mode, policy, digests } => write!(
+                f,
+                "agent {version} started (pid {pid}): {mode}, policy {}, {digests} digests",
+                Named(policy)
+            ),
+            Body::ModeChanged { mode, policy } => {
+                write!(f, "mode is now {mode}, policy {}", Named(policy))
+            }
+            Body::Health { check, state, found, mend } => {
+                write!(f, "health: {check} is {state}: {}", Plain(found))?;
+                mend.as_ref().map_or(Ok(()), |mend| write!(f, "; {mend}"))
+            }
+            Body::AgentStopped { cause, gates_stay: true } => {
+                write!(f, "agent stopped ({cause}); the gates stay in force")
+            }
+            Body::AgentStopped { cause, gates_stay: false } => {
+                write!(f, "agent stopped ({cause}); the gates are down")
+            }
+        }
+    }
+}
+
+fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Result {
+    let Decision { artifact, process, .. } = decision;
+    let did = match decision.outcome {
+        "allow" => "allowed",
+        "would-deny" => "would deny",
+        _ => "denied",
+    };
+    write!(f, "{did} {} of {}", decision.gate, Plain(&artifact.path))?;
+    if let Some(digest) = &artifact.digest {
+        write!(f, " (sha256 {digest})")?;
+    }
+    write!(f, ": {}", why(decision))?;
+    let verb = if decision.gate == "exec" { "run" } else { "mapped" };
+    write!(f, "; {verb} by {} (pid {}, uid {})", Plain(&process.comm), process.pid, process.uid)?;
+    if let Some(parent) = process.ancestors.first() {
+        write!(f, ", parent {}", Plain(&parent.comm))?;
+    }
+    if let Some(mend) = mend(decision) {
+        write!(f, "; {mend}")?;
+    }
+    Ok(())
+}
+
+/// The reason in words.
+#[must_use]
+pub fn why(decision: &Decision) -> String {
+    let policy = Named(&decision.policy);
+    let place = decision
+        .rule
+        .as_ref()
+        .map_or_else(String::new, |rule| format!(" ({}:{})", Plain(&rule.file), rule.line));
+    let listed = decision.rule.as_ref().map_or_else(String::new, |rule| rule.kinds.join(" and "));
+    match decision.reason {
+        "listed" => format!("listed in policy {policy}{place}"),
+        "unlisted" => format!("not in policy {policy}"),
+        "denied" => format!("denied by policy {policy}{place}"),
+        "wrong-kind" => format!(
+            "policy {policy} lists it as {listed}, not as {}{place}",
+            decision.wanted.join(" or ")
+        ),
+        "being-written" => "somebody has it open for writing".into(),
+        "unstable" => "it was opened for writing while it was judged".into(),
+        "unsealed" => "it lives in memory and is not sealed against writing".into(),
+        "not-a-file" => "it is not a regular file".into(),
+        "too-large" => format!("its {} bytes are too many to hash", decision.artifact.size),
+        "filesystem" => {
+            format!("content on {} can change between check and use", decision.artifact.filesystem)
+        }
+        "hash-failed" => {
+            let status = decision.artifact.hash_status.unwrap_or_default();
+            format!("the kernel could not hash it (error {})", status.saturating_neg())
+        }
+        "wrong-algorithm" => "the kernel's IMA does not use SHA-256".into(),
+        "no-memory" => "the kernel had no memory for the verdict".into(),
+        "policy-changed" => "the policy changed while it was hashed".into(),
+        other => other.to_owned(),
+    }
+}
+
+/// What to do if the attempt was legitimate.
+fn mend(decision: &Decision) -> Option<String> {
+    let kind = decision.wanted.first()?;
+    match decision.reason {
+        "unlisted" => Some(format!("to allow: list this digest with kinds = [\"{kind}\"]")),
+        "wrong-kind" => Some(format!("to allow: add \"{kind}\" to its kinds")),
+        "being-written" | "unstable" => Some("to allow: close it first".into()),
+        "unsealed" => Some("to allow: seal it with F_SEAL_WRITE, and list its digest".into()),
+        "wrong-algorithm" => Some("remove ima_hash= from the kernel's command line".into()),
+        _ => None,
+    }
+}
+
+/// A policy's name and version.
+pub struct Named<'a>(pub &'a PolicyId);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.name.is_empty() {
+            write!(f, "of generation {}", self.0.generation)
+        } else {
+            write!(f, "{} v{}", self.0.name, self.0.version)
+        }
+    }
+}
+
+/// Text from outside, without control characters.
+pub struct Plain<'a>(pub &'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            // Direction marks can make a name look like another.
+            if character.is_control()
+                || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                write!(f, "{character}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_stay_on_their_line() {
+        let shown = Plain("/tmp/a\n2026 allowed\u{1b}[2J\u{202e}x").to_string();
+        assert_eq!(shown, "/tmp/a\\n2026 allowed\\u{1b}[2J\\u{202e}x");
+    }
+}

@@ -1,0 +1,181 @@
+//! Events: one record for each thing that a gate or the agent decided or noticed.
+//!
+//! The JSON form is documented in `docs/events.md`; [`SCHEMA`] is raised when a field changes its
+//! meaning or goes away, not when one is added.
+
+pub mod decode;
+pub mod enrich;
+pub mod human;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Version of the JSON form.
+pub const SCHEMA: u32 = 1;
+
+/// One record.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Counts from 1 since the agent started, without gaps; the agent's own losses are records.
+    pub seq: u64,
+    /// When it happened.
+    pub time: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Body {
+    /// A gate decided.
+    Decision(Box<Decision>),
+    /// Events were lost before the agent could read them.
+    Lost {
+        /// The gate whose events they were.
+        gate: &'static str,
+        /// How many since the last such record.
+        count: u64,
+    },
+    /// The gates stand.
+    AgentStarted {
+        /// The agent's process id.
+        pid: u32,
+        /// The agent's version.
+        version: &'static str,
+        /// The mode in force.
+        mode: &'static str,
+        /// The policy in force.
+        policy: PolicyId,
+        /// How many digests it has.
+        digests: usize,
+    },
+    /// The operator changed the mode.
+    ModeChanged {
+        /// The mode in force from now on.
+        mode: &'static str,
+        /// The policy in force.
+        policy: PolicyId,
+    },
+    /// A health check changed its state.
+    Health {
+        /// The check.
+        check: &'static str,
+        /// `ok`, `warning` or `failed`.
+        state: &'static str,
+        /// What was found.
+        found: String,
+        /// What to do about it.
+        mend: Option<String>,
+    },
+    /// The agent ends.
+    AgentStopped {
+        /// Why.
+        cause: &'static str,
+        /// Whether the gates go on without it.
+        gates_stay: bool,
+    },
+}
+
+/// Which policy decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyId {
+    /// The operator's name for it.
+    pub name: String,
+    /// The operator's number for it.
+    pub version: u64,
+    /// The agent's number for it, since the programs were loaded.
+    pub generation: u64,
+}
+
+/// What a gate decided.
+#[derive(Clone, Debug, Serialize)]
+pub struct Decision {
+    /// `exec` or `mapping`.
+    pub gate: &'static str,
+    /// `allow`, `would-deny` or `deny`.
+    pub outcome: &'static str,
+    /// Why, as a stable word.
+    pub reason: &'static str,
+    /// The mode in force.
+    pub mode: &'static str,
+    /// The policy that decided.
+    pub policy: PolicyId,
+    /// The rule that decided, if the policy has one for the digest.
+    pub rule: Option<RulePlace>,
+    /// What the gate was asked for.
+    pub wanted: Vec<&'static str>,
+    /// What was judged.
+    pub artifact: ArtifactInfo,
+    /// Who made the attempt.
+    pub process: ProcessInfo,
+    /// Whether the verdict was already on the inode.
+    pub cached: bool,
+}
+
+/// Where a rule stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RulePlace {
+    /// The policy file or manifest.
+    pub file: String,
+    /// Line, counted from 1.
+    pub line: u32,
+    /// What the digest is listed as; empty if it is denied.
+    pub kinds: Vec<&'static str>,
+}
+
+/// A file that was judged.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArtifactInfo {
+    /// The path as the process saw it; what is not UTF-8 is replaced.
+    pub path: String,
+    /// The exact bytes of the path in hexadecimal, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// SHA-256 of the content; none if it could not be made.
+    pub digest: Option<String>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Filesystem's kind.
+    pub filesystem: String,
+    /// Filesystem's device, major and minor.
+    pub device: String,
+    /// Inode number.
+    pub inode: u64,
+    /// What the kernel's hash returned, if it failed or used another algorithm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash_status: Option<i32>,
+}
+
+/// A process that made an attempt.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessInfo {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// Thread id in the initial namespace.
+    pub tid: u32,
+    /// Real user id in the initial namespace.
+    pub uid: u32,
+    /// Real group id in the initial namespace.
+    pub gid: u32,
+    /// Name of the task; at exec that of the program before.
+    pub comm: String,
+    /// Path of the control group, if it is known.
+    pub cgroup: Option<String>,
+    /// Id of the control group.
+    pub cgroup_id: u64,
+    /// Parent first.
+    pub ancestors: Vec<AncestorInfo>,
+}
+
+/// A process above another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AncestorInfo {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// Name of the task.
+    pub comm: String,
+}

@@ -1,0 +1,343 @@
+//! A reader of the kernel's type information (BTF), for the few questions that the agent has.
+//!
+//! Our own, because the library that would serve (btf-rs) is under the LGPL, which a statically
+//! linked binary for closed devices cannot carry along easily, and aya keeps its reader to
+//! itself. Format: Documentation/bpf/btf.rst in the kernel's tree.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+/// What is wrong with the type information, or what it lacks.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BtfError {
+    /// The bytes end too early or point outside of themselves.
+    #[error("the kernel's type information is damaged at byte {0}")]
+    Damaged(usize),
+    /// The bytes are something else, or of the other byte order.
+    #[error("the kernel's type information does not begin as BTF does")]
+    NotBtf,
+    /// A struct member that the programs read does not exist in this kernel.
+    #[error("this kernel has no {structure}.{member}")]
+    NoMember {
+        /// Name of the struct.
+        structure: String,
+        /// Name of the member.
+        member: String,
+    },
+    /// The member exists, but does not begin at a byte.
+    #[error("{structure}.{member} is a bit-field in this kernel")]
+    BitField {
+        /// Name of the struct.
+        structure: String,
+        /// Name of the member.
+        member: String,
+    },
+    /// An enumerator that the programs compare with does not exist in this kernel.
+    #[error("this kernel has no {enumerator} in enum {enumeration}")]
+    NoEnumerator {
+        /// Name of the enum.
+        enumeration: String,
+        /// Name of the enumerator.
+        enumerator: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, BtfError>;
+
+const MAGIC: u16 = 0xeb9f;
+
+/// The kinds of type that are looked at or skipped by size (`BTF_KIND_*`, linux/btf.h).
+mod kind {
+    pub const INT: u32 = 1;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// How deep members may nest within anonymous structs; more is damage.
+const MAX_DEPTH: u32 = 32;
+
+/// The type information of one kernel.
+pub struct Btf<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Where each type begins in `types`. Type ids count from 1; 0 is `void`.
+    starts: Vec<usize>,
+}
+
+/// One type's fixed part.
+#[derive(Clone, Copy)]
+struct Header {
+    start: usize,
+    name: usize,
+    kind: u32,
+    /// How many entries follow.
+    entries: usize,
+    /// For structs: whether offsets carry a bit-field's width in their upper byte.
+    flag: bool,
+    /// Type id that this one refers to, for those that do.
+    target: usize,
+}
+
+const HEADER: usize = 12;
+
+impl<'a> Btf<'a> {
+    /// Reads the index of types.
+    ///
+    /// # Errors
+    /// If the bytes are not whole BTF in the machine's byte order.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let magic = bytes.get(..2).ok_or(BtfError::NotBtf)?;
+        if magic != MAGIC.to_ne_bytes() {
+            return Err(BtfError::NotBtf);
+        }
+        let header = word(bytes, 4)?;
+        let section = |at: usize| -> Result<&'a [u8]> {
+            let start = header.saturating_add(word(bytes, at)?);
+            let range = start..start.saturating_add(word(bytes, at + 4)?);
+            bytes.get(range).ok_or(BtfError::Damaged(start))
+        };
+        let (types, strings) = (section(8)?, section(16)?);
+        let mut btf = Self { types, strings, starts: vec![0] };
+        let mut at = 0;
+        while at < types.len() {
+            let header = btf.header_at(at)?;
+            btf.starts.push(at);
+            let entry = match header.kind {
+                kind::INT | kind::VAR | kind::DECL_TAG => 4,
+                kind::ARRAY => 12,
+                kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * header.entries,
+                kind::ENUM | kind::FUNC_PROTO => 8 * header.entries,
+                _ => 0,
+            };
+            at += HEADER + entry;
+        }
+        if at == types.len() { Ok(btf) } else { Err(BtfError::Damaged(at)) }
+    }
+
+    /// Byte offset of `member` in `struct structure`. The member may lie within anonymous structs
+    /// and unions.
+    ///
+    /// # Errors
+    /// If this kernel has no such member, or it is a bit-field.
+    pub fn offset(&self, structure: &str, member: &str) -> Result<u32> {
+        for id in self.ids() {
+            let header = self.header(id)?;
+            if header.kind == kind::STRUCT && self.name(header.name) == structure.as_bytes() {
+                if let Some((bits, width)) = self.find_member(header, member.as_bytes(), 0)? {
+                    return if width == 0 && bits % 8 == 0 {
+                        Ok(bits / 8)
+                    } else {
+                        Err(BtfError::BitField {
+                            structure: structure.into(),
+                            member: member.into(),
+                        })
+                    };
+                }
+            }
+        }
+        Err(BtfError::NoMember { structure: structure.into(), member: member.into() })
+    }
+
+    /// Value of `enumerator` in `enum enumeration`, which must be of 32 bits.
+    ///
+    /// # Errors
+    /// If this kernel has no such enumerator.
+    pub fn enumerator(&self, enumeration: &str, enumerator: &str) -> Result<u32> {
+        for id in self.ids() {
+            let header = self.header(id)?;
+            if header.kind == kind::ENUM && self.name(header.name) == enumeration.as_bytes() {
+                for entry in self.entries(header, 8) {
+                    if self.name(word(self.types, entry)?) == enumerator.as_bytes() {
+                        return word32(self.types, entry + 4);
+                    }
+                }
+            }
+        }
+        Err(BtfError::NoEnumerator {
+            enumeration: enumeration.into(),
+            enumerator: enumerator.into(),
+        })
+    }
+
+    /// Whether the kernel has a function of this name.
+    #[must_use]
+    pub fn has_function(&self, name: &str) -> bool {
+        self.ids().any(|id| {
+            self.header(id).is_ok_and(|header| {
+                header.kind == kind::FUNC && self.name(header.name) == name.as_bytes()
+            })
+        })
+    }
+
+    fn ids(&self) -> Range<usize> {
+        1..self.starts.len()
+    }
+
+    /// Offset in bits and bit-field width (0 if none) of a member.
+    fn find_member(&self, parent: Header, member: &[u8], depth: u32) -> Result<Option<(u32, u32)>> {
+        if depth > MAX_DEPTH {
+            return Err(BtfError::Damaged(parent.start));
+        }
+        for entry in self.entries(parent, 12) {
+            let name = self.name(word(self.types, entry)?);
+            let offset = word32(self.types, entry + 8)?;
+            let (offset, width) =
+                if parent.flag { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
+            if name == member {
+                return Ok(Some((offset, width)));
+            }
+            if name.is_empty() {
+                let inner = self.unqualified(word(self.types, entry + 4)?)?;
+                if matches!(inner.kind, kind::STRUCT | kind::UNION)
+                    && let Some((within, width)) = self.find_member(inner, member, depth + 1)?
+                {
+                    return Ok(Some((offset + within, width)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The type behind `const`, `volatile`, `typedef` and the like.
+    fn unqualified(&self, mut id: usize) -> Result<Header> {
+        for _ in 0..MAX_DEPTH {
+            let header = self.header(id)?;
+            match header.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = header.target
+                }
+                _ => return Ok(header),
+            }
+        }
+        Err(BtfError::Damaged(id))
+    }
+
+    fn header(&self, id: usize) -> Result<Header> {
+        match self.starts.get(id) {
+            Some(start) if id > 0 => self.header_at(*start),
+            _ => Err(BtfError::Damaged(id)),
+        }
+    }
+
+    fn header_at(&self, start: usize) -> Result<Header> {
+        let info = word(self.types, start + 4)?;
+        Ok(Header {
+            start,
+            name: word(self.types, start)?,
+            kind: word32(self.types, start + 4)? >> 24 & 0x1f,
+            entries: info & 0xffff,
+            flag: info >> 31 & 1 == 1,
+            target: word(self.types, start + 8)?,
+        })
+    }
+
+    fn entries(&self, header: Header, size: usize) -> impl Iterator<Item = usize> {
+        (0..header.entries).map(move |index| header.start + HEADER + size * index)
+    }
+
+    fn name(&self, at: usize) -> &'a [u8] {
+        let rest = self.strings.get(at..).unwrap_or_default();
+        rest.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+}
+
+fn word32(bytes: &[u8], at: usize) -> Result<u32> {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|chunk| u32::from_ne_bytes(*chunk))
+        .ok_or(BtfError::Damaged(at))
+}
+
+/// The same as an index; the agent has no use for machines below 32 bits.
+fn word(bytes: &[u8], at: usize) -> Result<usize> {
+    Ok(word32(bytes, at)? as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Type information made by hand: `struct outer { int a; union { const T b; int c:3; }; }`
+    /// with `typedef struct { int pad; int deep; } T`, `enum e { ONE = 1, SIX = 6 }`, `void f()`.
+    fn sample() -> Vec<u8> {
+        let mut strings = vec![0u8];
+        let mut name = |text: &str| {
+            let at = strings.len();
+            strings.extend_from_slice(text.as_bytes());
+            strings.push(0);
+            u32::try_from(at).expect("short")
+        };
+        let info = |kind: u32, entries: u32, flag: u32| flag << 31 | kind << 24 | entries;
+        let words: Vec<u32> = [
+            vec![name("int"), info(kind::INT, 0, 0), 4, 32], // 1
+            vec![0, info(kind::STRUCT, 2, 0), 8, name("pad"), 1, 0, name("deep"), 1, 32], // 2
+            vec![name("T"), info(kind::TYPEDEF, 0, 0), 2],   // 3
+            vec![0, info(kind::CONST, 0, 0), 3],             // 4
+            vec![0, info(kind::UNION, 2, 1), 8, 0, 4, 0, name("c"), 1, 3 << 24], // 5
+            vec![name("outer"), info(kind::STRUCT, 2, 0), 12, name("a"), 1, 0, 0, 5, 32], // 6
+            vec![name("e"), info(kind::ENUM, 2, 0), 4, name("ONE"), 1, name("SIX"), 6], // 7
+            vec![0, info(kind::FUNC_PROTO, 0, 0), 0],        // 8
+            vec![name("f"), info(kind::FUNC, 0, 0), 8],      // 9
+        ]
+        .concat();
+        let types: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("short");
+        let mut bytes = MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        for word in [24, 0, length(&types), length(&types), length(&strings)] {
+            bytes.extend(u32::to_ne_bytes(word));
+        }
+        bytes.extend(types);
+        bytes.extend(strings);
+        bytes
+    }
+
+    #[test]
+    fn finds_members_enumerators_and_functions() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).expect("whole");
+        assert_eq!(btf.offset("outer", "a"), Ok(0));
+        assert_eq!(btf.offset("outer", "deep"), Ok(8));
+        assert!(matches!(btf.offset("outer", "c"), Err(BtfError::BitField { .. })));
+        assert!(matches!(btf.offset("outer", "none"), Err(BtfError::NoMember { .. })));
+        assert!(matches!(btf.offset("T", "deep"), Err(BtfError::NoMember { .. })));
+        assert_eq!(btf.enumerator("e", "SIX"), Ok(6));
+        assert!(matches!(btf.enumerator("e", "TWO"), Err(BtfError::NoEnumerator { .. })));
+        assert!(btf.has_function("f"));
+        assert!(!btf.has_function("int"));
+    }
+
+    #[test]
+    fn damage_is_an_error_wherever_it_is() {
+        let whole = sample();
+        for length in 0..whole.len() {
+            // Cut anywhere: an error, or the same answers from what is left.
+            if let Ok(btf) = Btf::parse(&whole[..length]) {
+                let _ = btf.offset("outer", "deep");
+            }
+        }
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0xff;
+            if let Ok(btf) = Btf::parse(&bytes) {
+                let _ = (btf.offset("outer", "deep"), btf.enumerator("e", "SIX"));
+            }
+        }
+        assert!(matches!(Btf::parse(b"\x7fELF"), Err(BtfError::NotBtf)));
+    }
+}

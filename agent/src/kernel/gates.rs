@@ -1,0 +1,377 @@
+//! The kernel programs: loading, attaching, and the maps behind them.
+
+use std::{os::fd::AsRawFd, path::PathBuf};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, ArrayOfMaps, HashMap, InodeStorage, Map, MapData, MapError, RingBuf},
+    programs::{
+        Lsm, ProgramError,
+        links::{FdLink, PinnedLink},
+    },
+};
+use aya_log::EbpfLogger;
+use indicatif::ProgressBar;
+use portcullis_common::{Active, Counter, Digest, Gate, Mode, Rule, SLOTS, Verdict};
+use thiserror::Error;
+
+use crate::{
+    kernel::{active::ActiveWord, filesystems, layout::Layout, pins::Pins},
+    policy::Policy,
+};
+
+/// The compiled kernel programs, as built with this binary.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"));
+
+/// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory for elements that are there only.
+const NO_PREALLOC: u32 = 1;
+
+/// A program and the hook it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Name of the program in the object.
+    pub program: &'static str,
+    /// Name of the LSM hook.
+    pub hook: &'static str,
+    /// The gate that it is; `None` for those that delete verdicts.
+    pub gate: Option<Gate>,
+}
+
+const fn hook(program: &'static str, hook: &'static str, gate: Option<Gate>) -> Hook {
+    Hook { program, hook, gate }
+}
+
+/// The hooks in the order in which they are attached: what deletes verdicts comes before what
+/// makes them.
+const HOOKS: [Hook; 5] = [
+    hook("invalidate_file_open", "file_open", None),
+    hook("invalidate_path_truncate", "path_truncate", None),
+    hook("invalidate_file_truncate", "file_truncate", None),
+    hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
+    hook("gate_exec", "bprm_check_security", Some(Gate::Exec)),
+];
+
+/// Why the gates do not stand.
+#[derive(Debug, Error)]
+pub enum GatesError {
+    /// The object or one of its maps was refused.
+    #[error("the kernel refused the programs' object: {}", brief(.0))]
+    Object(#[from] EbpfError),
+    /// A program was refused.
+    #[error("the kernel refused program {program} for hook {hook}: {}", brief(.source))]
+    Program {
+        /// Name of the program.
+        program: &'static str,
+        /// Name of the hook.
+        hook: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// The kernel's type information is not readable for aya.
+    #[error("the kernel's type information cannot be used: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// A map does not do what it should.
+    #[error("a map of the kernel programs failed: {0}")]
+    Map(#[from] MapError),
+    /// The object lacks something; the build is broken.
+    #[error("the compiled programs lack `{0}`")]
+    Missing(&'static str),
+    /// The word that switches policies could not be mapped.
+    #[error("mapping the policy switch failed: {0}")]
+    Switch(#[from] rustix::io::Errno),
+    /// The policy has more digests than a map can have.
+    #[error("a policy of {0} digests is too large for the kernel")]
+    TooManyDigests(usize),
+    /// Pinning failed.
+    #[error("pinning {path} failed: {why}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The kernel's log of the programs could not be read.
+    #[error("the programs' own log cannot be read: {0}")]
+    Log(String),
+}
+
+/// The verifier's words fill pages; the cause stands in its last lines.
+fn brief(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| {
+            !line.is_empty()
+                && !line.starts_with("processed ")
+                && !line.starts_with("verification time")
+        })
+        .collect();
+    match lines.as_slice() {
+        [] => String::new(),
+        [only] => (*only).to_owned(),
+        [first, .., last] => format!("{first} … {last}"),
+    }
+}
+
+/// What is fixed when the programs are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Files above this many bytes are not hashed.
+    pub max_hashed_bytes: u64,
+    /// Device number of memfds in the kernel's encoding.
+    pub memfd_device: u32,
+    /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
+    pub log_level: u8,
+}
+
+type Rules = HashMap<MapData, Digest, Rule>;
+
+/// A program that is attached: until it is pinned, by our own descriptor only.
+enum Attached {
+    Held(FdLink),
+    Pinned(PinnedLink),
+}
+
+/// The kernel programs with their maps. Dropping it detaches what is not pinned.
+pub struct Gates {
+    ebpf: Ebpf,
+    attached: Vec<(Hook, Attached)>,
+    hooks: Vec<Hook>,
+    active: ActiveWord,
+    policies: ArrayOfMaps<MapData, Rules>,
+    /// The maps in the slots, and the one that was replaced last. A program that looked a map up
+    /// before it was replaced may still be using it.
+    rules: [Option<Rules>; SLOTS as usize],
+    retired: Option<Rules>,
+    verdicts: InodeStorage<MapData, Verdict>,
+    counters: Array<MapData, u64>,
+}
+
+impl Gates {
+    /// Loads the programs; nothing is attached and no policy is in force.
+    ///
+    /// # Errors
+    /// If the kernel refuses anything.
+    pub fn load(layout: &Layout, settings: &Settings) -> Result<Self, GatesError> {
+        let btf = Btf::from_sys_fs()?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf));
+        for (name, value) in layout.globals() {
+            loader.override_global(name, value, true);
+        }
+        loader
+            .override_global("MAX_HASHED_BYTES", &settings.max_hashed_bytes, true)
+            .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
+            .override_global(aya_log::LEVEL, &settings.log_level, true);
+        let mut ebpf = loader.load(OBJECT)?;
+        let hooks: Vec<_> = HOOKS
+            .into_iter()
+            .filter(|hook| hook.hook != "file_truncate" || layout.has_file_truncate)
+            .collect();
+        for hook in &hooks {
+            let refused = |source| program_error(*hook, source);
+            program(&mut ebpf, *hook)?.load(hook.hook, &btf).map_err(refused)?;
+        }
+        let Some(Map::Array(active)) = ebpf.map("ACTIVE") else {
+            return Err(GatesError::Missing("ACTIVE"));
+        };
+        let active = ActiveWord::map(active)?;
+        let mut filesystems: HashMap<_, u64, u8> = take(&mut ebpf, "UNTRUSTED_FILESYSTEMS")?;
+        for filesystem in filesystems::UNTRUSTED {
+            filesystems.insert(filesystem.magic, 1, 0)?;
+        }
+        Ok(Self {
+            active,
+            policies: take(&mut ebpf, "POLICIES")?,
+            verdicts: take(&mut ebpf, "VERDICTS")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            rules: [None, None],
+            retired: None,
+            attached: Vec::new(),
+            hooks,
+            ebpf,
+        })
+    }
+
+    /// The ring of events. Can be taken once.
+    ///
+    /// # Errors
+    /// If it has been taken already.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, GatesError> {
+        take(&mut self.ebpf, "EVENTS")
+    }
+
+    /// The programs' own log, which goes to the `log` crate's logger. Can be taken once.
+    ///
+    /// # Errors
+    /// If it has been taken already.
+    pub fn take_log(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, GatesError> {
+        EbpfLogger::init(&mut self.ebpf).map_err(|error| GatesError::Log(error.to_string()))
+    }
+
+    /// Puts a policy in force. The rules are complete in the kernel before the switch, which is a
+    /// single store; if anything fails, what was in force stays.
+    ///
+    /// `progress` counts digests.
+    ///
+    /// # Errors
+    /// If the kernel has no memory for the rules.
+    pub fn switch(
+        &mut self,
+        policy: &Policy,
+        mode: Mode,
+        progress: &ProgressBar,
+    ) -> Result<Active, GatesError> {
+        let generation = self.active.load().generation() + 1;
+        let digests = policy.rules.len();
+        let size =
+            u32::try_from(digests.max(1)).map_err(|_| GatesError::TooManyDigests(digests))?;
+        let mut rules = Rules::create(size, NO_PREALLOC)?;
+        for (digest, rule) in &policy.rules {
+            rules.insert(digest, rule, 0)?;
+            progress.inc(1);
+        }
+        let slot = Active::slot(generation);
+        self.policies.set(slot, &rules, 0)?;
+        self.retired = self.rules[slot as usize].replace(rules);
+        let active = Active::new(generation, mode);
+        self.active.store(active);
+        Ok(active)
+    }
+
+    /// Changes the mode of the policy in force.
+    pub fn set_mode(&self, mode: Mode) -> Active {
+        let active = Active::new(self.active.load().generation(), mode);
+        self.active.store(active);
+        active
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn active(&self) -> Active {
+        self.active.load()
+    }
+
+    /// Attaches every program; if one fails, none stays attached.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn attach(&mut self) -> Result<(), GatesError> {
+        let mut attached = Vec::new();
+        for hook in self.hooks.clone() {
+            let refused = |source| program_error(hook, source);
+            let program = program(&mut self.ebpf, hook)?;
+            let link = program.attach().map_err(refused)?;
+            let link = program.take_link(link).map_err(refused)?;
+            attached.push((hook, Attached::Held(link.into())));
+        }
+        self.attached = attached;
+        Ok(())
+    }
+
+    /// Pins the links, so that they and the maps behind them outlive this process.
+    ///
+    /// # Errors
+    /// If the bpffs refuses; then the programs are attached without pins.
+    pub fn pin(&mut self, pins: &Pins) -> Result<(), GatesError> {
+        let mut pinned = Vec::new();
+        for (hook, link) in std::mem::take(&mut self.attached) {
+            let path = pins.link(hook.program);
+            let link = match link {
+                Attached::Held(link) => link.pin(&path),
+                Attached::Pinned(link) => Ok(link),
+            };
+            match link {
+                Ok(link) => pinned.push((hook, Attached::Pinned(link))),
+                Err(error) => {
+                    // The failed attempt has closed the link, so attach anew.
+                    self.attach()?;
+                    return Err(GatesError::Pin { path, why: brief(&error) });
+                }
+            }
+        }
+        self.attached = pinned;
+        Ok(())
+    }
+
+    /// The hooks at which a program is attached.
+    pub fn attached(&self) -> impl Iterator<Item = Hook> {
+        self.attached.iter().map(|(hook, _)| *hook)
+    }
+
+    /// Whether every link is pinned.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.attached.iter().all(|(_, link)| matches!(link, Attached::Pinned(_)))
+    }
+
+    /// One of a gate's numbers, since the programs were loaded.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counter(&self, gate: Gate, counter: Counter) -> Result<u64, GatesError> {
+        Ok(self.counters.get(&counter_index(gate, counter), 0)?)
+    }
+
+    /// The rule of the policy in force for a digest.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn rule(&self, digest: &Digest) -> Result<Option<Rule>, GatesError> {
+        let slot = Active::slot(self.active.load().generation());
+        let Some(rules) = &self.rules[slot as usize] else { return Ok(None) };
+        match rules.get(digest, 0) {
+            Ok(rule) => Ok(Some(rule)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The verdict that is kept on a file's inode.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn verdict(&self, file: &impl AsRawFd) -> Result<Option<Verdict>, GatesError> {
+        match self.verdicts.get(file, 0) {
+            Ok(verdict) => Ok(Some(verdict)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts a record on a file's inode, for the self-test: one that no policy is asked for, as
+    /// its generation is 0 and it claims no digest.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn mark(&mut self, file: &impl AsRawFd) -> Result<(), GatesError> {
+        Ok(self.verdicts.insert(file, Verdict::default(), 0)?)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "two small enums")]
+fn counter_index(gate: Gate, counter: Counter) -> u32 {
+    gate as u32 * Counter::ALL.len() as u32 + counter as u32
+}
+
+fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Lsm, GatesError> {
+    let program = ebpf.program_mut(hook.program).ok_or(GatesError::Missing(hook.program))?;
+    program.try_into().map_err(|source| program_error(hook, source))
+}
+
+fn program_error(hook: Hook, source: ProgramError) -> GatesError {
+    GatesError::Program { program: hook.program, hook: hook.hook, source: Box::new(source) }
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, GatesError> {
+    Ok(ebpf.take_map(name).ok_or(GatesError::Missing(name))?.try_into()?)
+}

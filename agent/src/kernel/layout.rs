@@ -1,0 +1,64 @@
+//! The running kernel's layout, for the kernel programs.
+
+use std::{fs, io, path::Path};
+
+use portcullis_common::Fields;
+use thiserror::Error;
+
+use crate::kernel::btf::{Btf, BtfError};
+
+/// Where the kernel gives its own type information (from 5.4, with `CONFIG_DEBUG_INFO_BTF`).
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the layout is not known.
+#[derive(Debug, Error)]
+pub enum LayoutError {
+    /// The kernel gives no type information.
+    #[error("{VMLINUX}: {0}")]
+    Read(#[from] io::Error),
+    /// It is damaged, or lacks something that the programs need.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+}
+
+/// What the kernel programs must be told about the running kernel.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Name and value of each global.
+    globals: Vec<(&'static str, u32)>,
+    /// Whether the LSM hook `file_truncate` exists (from 6.2).
+    pub has_file_truncate: bool,
+    /// Whether IMA is compiled in.
+    pub has_ima: bool,
+}
+
+impl Layout {
+    /// Reads the running kernel's.
+    ///
+    /// # Errors
+    /// If there is no type information, or a field in it is missing; the error names it.
+    pub fn of_running_kernel() -> Result<Self, LayoutError> {
+        Self::read(Path::new(VMLINUX))
+    }
+
+    fn read(path: &Path) -> Result<Self, LayoutError> {
+        let bytes = fs::read(path)?;
+        let btf = Btf::parse(&bytes)?;
+        let offsets = Fields::OFFSETS
+            .iter()
+            .map(|field| Ok((field.global, btf.offset(field.structure, field.member)?)));
+        let values = Fields::ENUMERATORS
+            .iter()
+            .map(|value| Ok((value.global, btf.enumerator(value.enumeration, value.enumerator)?)));
+        Ok(Self {
+            globals: offsets.chain(values).collect::<Result<_, BtfError>>()?,
+            has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
+            has_ima: btf.has_function("ima_file_check"),
+        })
+    }
+
+    /// Name and value of each global to set.
+    pub fn globals(&self) -> impl Iterator<Item = (&'static str, &u32)> {
+        self.globals.iter().map(|(name, value)| (*name, value))
+    }
+}

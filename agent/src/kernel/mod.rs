@@ -1,0 +1,11 @@
+//! The kernel side: what the running kernel offers, and the programs that are loaded into it.
+
+pub mod active;
+pub mod btf;
+pub mod check;
+pub mod facts;
+pub mod filesystems;
+pub mod gates;
+pub mod layout;
+pub mod pins;
+pub mod selftest;

@@ -1,0 +1,114 @@
+//! Where the programs are pinned, so that they outlive the agent.
+//!
+//! Each agent has a folder of its own below [`ROOT`]. A new agent attaches and pins its own
+//! programs first and removes its predecessors' folders afterwards, so that there is no moment
+//! in which nothing decides.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::{MountFlags, mount};
+
+/// Where bpffs is mounted on every distribution.
+const BPFFS: &str = "/sys/fs/bpf";
+/// The folder in it that is ours.
+pub const ROOT: &str = "/sys/fs/bpf/portcullis";
+
+/// Magic number of bpffs (linux/magic.h).
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// One agent's folder of pins.
+#[derive(Debug)]
+pub struct Pins {
+    folder: PathBuf,
+}
+
+impl Pins {
+    /// Makes a folder for this agent, and mounts bpffs if nobody did.
+    ///
+    /// # Errors
+    /// If bpffs is not to be had.
+    pub fn create() -> io::Result<Self> {
+        if !is_bpffs(Path::new(BPFFS))? {
+            mount(
+                "bpf",
+                BPFFS,
+                "bpf",
+                MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+                None,
+            )?;
+        }
+        match fs::create_dir(ROOT) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let process = std::process::id();
+        // A predecessor may have had the same number.
+        for attempt in 0u32.. {
+            let folder = Path::new(ROOT).join(format!("agent-{process}-{attempt}"));
+            match fs::create_dir(&folder) {
+                Ok(()) => return Ok(Self { folder }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Where a program's link is pinned.
+    #[must_use]
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.folder.join(program)
+    }
+
+    /// Folders that other agents left.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn predecessors(&self) -> io::Result<Vec<PathBuf>> {
+        Ok(all()?.into_iter().filter(|folder| *folder != self.folder).collect())
+    }
+
+    /// Unpins everything of this agent.
+    ///
+    /// # Errors
+    /// If the bpffs refuses.
+    pub fn remove(&self) -> io::Result<()> {
+        remove(&self.folder)
+    }
+}
+
+/// Folders of pins of every agent, alive or dead.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn all() -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(ROOT) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Unpins everything in a folder. The kernel detaches what nobody holds any more, up to 100 ms
+/// later.
+///
+/// # Errors
+/// If the bpffs refuses.
+pub fn remove(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(folder)
+}
+
+#[expect(
+    clippy::cast_sign_loss,
+    clippy::cast_lossless,
+    reason = "the type differs by architecture"
+)]
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
+}

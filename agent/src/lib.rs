@@ -1,0 +1,14 @@
+//! Portcullis decides what may become code on a Linux device.
+//!
+//! The library holds everything; the binary only starts it. Kernel programs stand at the hooks
+//! where a file turns into running code and look its digest up in an allowlist; what is here
+//! loads them, fills the allowlist from the operator's policy, and tells what they decided.
+
+pub mod artifact;
+pub mod cli;
+pub mod control;
+pub mod event;
+pub mod kernel;
+pub mod policy;
+pub mod run;
+pub mod scan;

@@ -1,0 +1,479 @@
+//! The policy file as operators write it (TOML).
+
+use std::path::{Path, PathBuf};
+
+use portcullis_common::{Digest, Kinds, Mode};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use crate::{
+    artifact::digest,
+    policy::diagnostic::{Diagnostic, Diagnostics, Text, closest},
+};
+
+/// What a policy file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The operator's name for the policy.
+    pub name: String,
+    /// The operator's number for it, at least 1.
+    pub version: u64,
+    /// The mode it asks for.
+    pub mode: Mode,
+    /// Manifests that belong to it.
+    pub include: Vec<Include>,
+    /// Digests allowed in the file itself.
+    pub allow: Vec<Allow>,
+    /// Digests denied.
+    pub deny: Vec<Deny>,
+}
+
+/// A manifest that belongs to a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Include {
+    /// As written; relative to the policy file's folder.
+    pub path: PathBuf,
+    /// Kinds of the entries, for lists that do not say themselves.
+    pub kinds: Option<Kinds>,
+    /// Where the policy names it.
+    pub offset: usize,
+}
+
+/// One `[[allow]]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allow {
+    /// The artifact.
+    pub digest: Digest,
+    /// What it may be used as.
+    pub kinds: Kinds,
+    /// Line of the digest.
+    pub line: u32,
+}
+
+/// One `[[deny]]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deny {
+    /// The artifact.
+    pub digest: Digest,
+    /// Line of the digest.
+    pub line: u32,
+}
+
+const TOP_KEYS: [&str; 6] = ["name", "version", "mode", "include", "allow", "deny"];
+const ALLOW_KEYS: [&str; 4] = ["digest", "kinds", "path", "comment"];
+const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
+const INCLUDE_KEYS: [&str; 2] = ["path", "kinds"];
+
+/// How long a policy's name may be, in bytes: it stands in every line of log.
+const NAME_MAX: usize = 64;
+
+impl Source {
+    /// Reads the text of a policy file. `file` is used in messages only.
+    ///
+    /// # Errors
+    /// Every mistake that the text has.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Diagnostics> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let mut reader = Reader { text: Text::new(file, text), found: Vec::new() };
+        for error in errors {
+            let offset = error.span().map_or(0, |span| span.start);
+            let message = error.message().lines().collect::<Vec<_>>().join(", ");
+            reader.report(offset, format!("not valid TOML: {message}"));
+        }
+        let source = reader.policy(&table);
+        Diagnostics::check(reader.found)?;
+        Ok(source)
+    }
+}
+
+type Value<'a> = Spanned<DeValue<'a>>;
+
+/// Collects mistakes while it reads, so that one run shows all of them.
+struct Reader<'a> {
+    text: Text<'a>,
+    found: Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    fn report(&mut self, offset: usize, message: impl Into<String>) {
+        let mistake = self.text.at(offset, message);
+        self.found.push(mistake);
+    }
+
+    fn report_help(&mut self, offset: usize, message: impl Into<String>, help: impl Into<String>) {
+        let mistake = self.text.at(offset, message).with_help(help);
+        self.found.push(mistake);
+    }
+
+    fn policy(&mut self, table: &Spanned<DeTable<'_>>) -> Source {
+        self.check_keys(table.get_ref(), &TOP_KEYS, "a policy");
+        let get = |key| table.get_ref().get(key);
+
+        let name = match get("name") {
+            None => self.missing("name", "name = \"plant-7\""),
+            Some(value) => self.string(value, "name").and_then(|name| self.name(value, name)),
+        };
+        let version = match get("version") {
+            None => self.missing("version", "version = 1"),
+            Some(value) => self.version(value),
+        };
+        let mode = match get("mode") {
+            None => self.missing("mode", "mode = \"audit\""),
+            Some(value) => self.word(value, "mode", Mode::ALL.iter().map(|m| (m.word(), *m))),
+        };
+        let include = get("include").map(|value| self.list(value, "include", Self::include));
+        let allow = get("allow").map(|value| self.list(value, "[[allow]]", Self::allow));
+        let deny = get("deny").map(|value| self.list(value, "[[deny]]", Self::deny));
+        Source {
+            // A missing value is a mistake already, so the default is never used.
+            name: name.unwrap_or_default(),
+            version: version.unwrap_or_default(),
+            mode: mode.unwrap_or(Mode::Audit),
+            include: include.unwrap_or_default(),
+            allow: allow.unwrap_or_default(),
+            deny: deny.unwrap_or_default(),
+        }
+    }
+
+    fn missing<T>(&mut self, key: &str, example: &str) -> Option<T> {
+        self.report_help(0, format!("`{key}` is missing"), format!("add a line such as {example}"));
+        None
+    }
+
+    fn check_keys(&mut self, table: &DeTable<'_>, known: &[&str], what: &str) {
+        for key in table.keys() {
+            let written = key.get_ref().as_ref();
+            if known.contains(&written) {
+                continue;
+            }
+            let help = match (written, closest(written, known.iter().copied())) {
+                // The commonest slip of all: a denied digest is denied as every kind.
+                ("kinds" | "kind", _) if !known.contains(&"kinds") => {
+                    "a denied digest is denied as every kind".to_owned()
+                }
+                (_, Some(meant)) => format!("did you mean `{meant}`?"),
+                (_, None) => format!("it has {}", words(known.iter().copied())),
+            };
+            self.report_help(key.span().start, format!("unknown key `{written}` in {what}"), help);
+        }
+    }
+
+    fn name(&mut self, value: &Value<'_>, name: &str) -> Option<String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(allowed) {
+            self.report_help(
+                value.span().start,
+                "`name` is not usable",
+                format!("use 1 to {NAME_MAX} of the characters A-Z a-z 0-9 . _ -"),
+            );
+            return None;
+        }
+        Some(name.to_owned())
+    }
+
+    fn version(&mut self, value: &Value<'_>) -> Option<u64> {
+        let number = value
+            .get_ref()
+            .as_integer()
+            .and_then(|integer| u64::from_str_radix(integer.as_str(), integer.radix()).ok());
+        match number {
+            Some(number) if (1..=u64::MAX >> 1).contains(&number) => Some(number),
+            _ => {
+                let what = value.get_ref().type_str();
+                self.report_help(
+                    value.span().start,
+                    format!("`version` must be a whole number from 1, not this {what}"),
+                    "write it without quotes and raise it with every change: version = 1",
+                );
+                None
+            }
+        }
+    }
+
+    fn string<'v>(&mut self, value: &'v Value<'_>, key: &str) -> Option<&'v str> {
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            let what = value.get_ref().type_str();
+            self.report_help(
+                value.span().start,
+                format!("`{key}` must be a string, not this {what}"),
+                "put it in double quotes",
+            );
+        }
+        text
+    }
+
+    fn word<'w, T>(
+        &mut self,
+        value: &Value<'_>,
+        key: &str,
+        known: impl Iterator<Item = (&'w str, T)> + Clone,
+    ) -> Option<T> {
+        let written = self.string(value, key)?;
+        if let Some((_, found)) = known.clone().find(|(word, _)| *word == written) {
+            return Some(found);
+        }
+        let help = match closest(written, known.clone().map(|(word, _)| word)) {
+            Some(meant) => format!("did you mean \"{meant}\"?"),
+            None => format!("it can be {}", words(known.map(|(word, _)| word))),
+        };
+        self.report_help(value.span().start, format!("unknown {key} \"{written}\""), help);
+        None
+    }
+
+    /// Reads each element of an array with `read`; those with mistakes are left out.
+    fn list<T>(
+        &mut self,
+        value: &Value<'_>,
+        what: &str,
+        read: fn(&mut Self, &Value<'_>) -> Option<T>,
+    ) -> Vec<T> {
+        let Some(elements) = value.get_ref().as_array() else {
+            let written = value.get_ref().type_str();
+            let help = if what.starts_with('[') {
+                format!("write {what} with double brackets")
+            } else {
+                format!("write {what} = [\"…\"]")
+            };
+            self.report_help(
+                value.span().start,
+                format!("{what} must be a list, not this {written}"),
+                help,
+            );
+            return Vec::new();
+        };
+        elements.iter().filter_map(|element| read(self, element)).collect()
+    }
+
+    fn table<'v, 'i>(
+        &mut self,
+        value: &'v Value<'i>,
+        keys: &[&str],
+        what: &str,
+    ) -> Option<&'v DeTable<'i>> {
+        match value.get_ref().as_table() {
+            Some(table) => {
+                self.check_keys(table, keys, what);
+                Some(table)
+            }
+            None => {
+                let written = value.get_ref().type_str();
+                self.report_help(
+                    value.span().start,
+                    format!("{what} must be a table, not this {written}"),
+                    format!("it has {}", words(keys.iter().copied())),
+                );
+                None
+            }
+        }
+    }
+
+    fn allow(&mut self, value: &Value<'_>) -> Option<Allow> {
+        let table = self.table(value, &ALLOW_KEYS, "[[allow]]")?;
+        let digest = self.digest(value, table, "[[allow]]");
+        let kinds = match table.get("kinds") {
+            Some(kinds) => self.kinds(kinds),
+            None => {
+                self.report_help(
+                    value.span().start,
+                    "`kinds` is missing in [[allow]]",
+                    "add what it may be used as, such as kinds = [\"executable\"]",
+                );
+                None
+            }
+        };
+        self.comments(table);
+        let (digest, line) = digest?;
+        Some(Allow { digest, kinds: kinds?, line })
+    }
+
+    fn deny(&mut self, value: &Value<'_>) -> Option<Deny> {
+        let table = self.table(value, &DENY_KEYS, "[[deny]]")?;
+        let digest = self.digest(value, table, "[[deny]]");
+        self.comments(table);
+        let (digest, line) = digest?;
+        Some(Deny { digest, line })
+    }
+
+    fn include(&mut self, value: &Value<'_>) -> Option<Include> {
+        let offset = value.span().start;
+        let (path, kinds) = if value.get_ref().is_table() {
+            let table = self.table(value, &INCLUDE_KEYS, "an included manifest")?;
+            let Some(path) = table.get("path") else {
+                self.report(offset, "`path` is missing in an included manifest");
+                return None;
+            };
+            let kinds = match table.get("kinds") {
+                Some(kinds) => Some(self.kinds(kinds)?),
+                None => None,
+            };
+            (self.string(path, "path")?, kinds)
+        } else {
+            (self.string(value, "include")?, None)
+        };
+        if path.is_empty() || path.contains('\0') {
+            self.report_help(offset, "an included manifest has no usable path", "name a file");
+            return None;
+        }
+        Some(Include { path: PathBuf::from(path), kinds, offset })
+    }
+
+    /// Paths and comments decide nothing, but they are checked to be text.
+    fn comments(&mut self, table: &DeTable<'_>) {
+        for key in ["path", "comment"] {
+            if let Some(value) = table.get(key) {
+                self.string(value, key);
+            }
+        }
+    }
+
+    fn digest(
+        &mut self,
+        parent: &Value<'_>,
+        table: &DeTable<'_>,
+        what: &str,
+    ) -> Option<(Digest, u32)> {
+        let Some(value) = table.get("digest") else {
+            self.report_help(
+                parent.span().start,
+                format!("`digest` is missing in {what}"),
+                "add the file's SHA-256, as sha256sum prints it",
+            );
+            return None;
+        };
+        let written = self.string(value, "digest")?;
+        match digest::parse(written) {
+            Ok(digest) => Some((digest, self.text.line(value.span().start))),
+            Err(error) => {
+                self.report_help(value.span().start, error.to_string(), error.help());
+                None
+            }
+        }
+    }
+
+    fn kinds(&mut self, value: &Value<'_>) -> Option<Kinds> {
+        let Some(elements) = value.get_ref().as_array() else {
+            let help = match value.get_ref().as_str() {
+                Some(kind) => format!("write kinds = [\"{kind}\"]"),
+                None => "write kinds = [\"executable\"]".to_owned(),
+            };
+            self.report_help(value.span().start, "`kinds` must be a list", help);
+            return None;
+        };
+        if elements.is_empty() {
+            self.report_help(
+                value.span().start,
+                "`kinds` is empty, so the digest would be allowed as nothing",
+                format!("name at least one of {}", words(kind_words().map(|(word, _)| word))),
+            );
+            return None;
+        }
+        let mut kinds = Some(Kinds::NONE);
+        for element in elements.iter() {
+            let kind = self.word(element, "kind", kind_words());
+            kinds = kinds.zip(kind).map(|(kinds, kind)| kinds.union(kind));
+        }
+        kinds
+    }
+}
+
+fn kind_words() -> impl Iterator<Item = (&'static str, Kinds)> + Clone {
+    Kinds::WORDS.iter().map(|(kind, word)| (*word, *kind))
+}
+
+fn words<'a>(known: impl Iterator<Item = &'a str>) -> String {
+    known.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "plant-7"
+version = 3
+mode = "enforce"
+include = ["base.manifest", { path = "vendor.sha256", kinds = ["library"] }]
+
+[[allow]]
+digest = "sha256:AAaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = ["executable", "library"]
+path = "/opt/pump"
+
+[[deny]]
+digest = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+comment = "CVE-2026-1"
+"#;
+
+    fn mistakes(text: &str) -> Vec<String> {
+        match Source::parse(Path::new("p.toml"), text) {
+            Ok(source) => panic!("no mistake found: {source:?}"),
+            Err(found) => found.as_slice().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn reads_a_whole_policy() {
+        let source = Source::parse(Path::new("p.toml"), GOOD).expect("good");
+        assert_eq!((source.name.as_str(), source.version), ("plant-7", 3));
+        assert_eq!(source.mode, Mode::Enforce);
+        assert_eq!(source.include[1].kinds, Some(Kinds::LIBRARY));
+        let kinds = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
+        assert_eq!(source.allow, [Allow { digest: [0xaa; 32], kinds, line: 8 }]);
+        assert_eq!(source.deny, [Deny { digest: [0xbb; 32], line: 13 }]);
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_place_and_mend() {
+        let text = r#"
+nmae = "plant-7"
+version = "3"
+mode = "enforced"
+include = "base.manifest"
+
+[[allow]]
+digest = "abc"
+kinds = "executable"
+
+[[allow]]
+digets = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = ["executble", "library"]
+
+[[allow]]
+digest = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = []
+
+[[deny]]
+digest = "zaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = ["library"]
+"#;
+        let expected = [
+            "p.toml:1:1: `name` is missing; add a line such as name = \"plant-7\"",
+            "p.toml:2:1: unknown key `nmae` in a policy; did you mean `name`?",
+            "p.toml:3:11: `version` must be a whole number from 1, not this string; write it \
+             without quotes and raise it with every change: version = 1",
+            "p.toml:4:8: unknown mode \"enforced\"; did you mean \"enforce\"?",
+            "p.toml:5:11: include must be a list, not this string; write include = [\"…\"]",
+            "p.toml:8:10: a digest of 3 digits; SHA-256 has 64, as sha256sum prints them",
+            "p.toml:9:9: `kinds` must be a list; write kinds = [\"executable\"]",
+            "p.toml:11:1: `digest` is missing in [[allow]]; add the file's SHA-256, as sha256sum \
+             prints it",
+            "p.toml:12:1: unknown key `digets` in [[allow]]; did you mean `digest`?",
+            "p.toml:13:10: unknown kind \"executble\"; did you mean \"executable\"?",
+            "p.toml:17:9: `kinds` is empty, so the digest would be allowed as nothing; name at \
+             least one of `executable`, `library`, `script`, `module`",
+            "p.toml:20:10: `z` is not a hexadecimal digit; copy the digest as sha256sum prints it",
+            "p.toml:21:1: unknown key `kinds` in [[deny]]; a denied digest is denied as every kind",
+        ];
+        assert_eq!(mistakes(text), expected);
+    }
+
+    #[test]
+    fn broken_toml_is_placed() {
+        let found = mistakes("name = \"a\nversion = 1\nmode = \"audit\"\n");
+        assert!(found[0].starts_with("p.toml:1:"), "{found:?}");
+        assert!(found[0].contains("not valid TOML"), "{found:?}");
+    }
+}

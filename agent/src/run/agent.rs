@@ -1,0 +1,365 @@
+//! The agent's loop: reads the ring, answers requests, watches over the gates.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, AsRawFd},
+    path::Path,
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use jiff::Timestamp;
+use portcullis_common::{Counter, Gate, Mode};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    artifact::digest,
+    control::{
+        GateStatus, ModeAnswer, PROTOCOL, Refusal, Request, RuleAnswer, RuleFound, SOCKET, Status,
+        mode_named, preflight_refusal,
+        server::{self, Answer, Command},
+    },
+    event::{
+        Body, PolicyId,
+        decode::GateEvent,
+        enrich::{Enricher, PolicyView, wall_time},
+        human,
+    },
+    kernel::{check::Check, facts, gates::Gates, pins::Pins, selftest},
+    policy::{Policy, manifest},
+    run::{RunError, Started, health::Health, preflight, recorder::Recorder, system},
+};
+
+/// How often the gates are proved anew. The proof is one mapping of a file of a few bytes.
+const PROOF_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Events that are taken from the ring before requests get their turn.
+const BATCH: usize = 256;
+
+/// How long the last answer may take to reach its reader.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// Runs until a signal or a request ends it.
+pub(super) async fn serve(started: Started) -> Result<(), RunError> {
+    let Started { gates, ring, policy, pins, checks, early, recorder, _lock } = started;
+    let mut ring = watch(ring).map_err(system("watching the ring of events"))?;
+    let mut agent = Agent::new(gates, &policy, pins, recorder);
+    let log = agent.gates.take_log()?;
+    // The rules are in the kernel now; a million of them would be 40 MB here.
+    drop(policy);
+    super::release_memory();
+
+    let (sender, mut commands) = mpsc::channel(32);
+    agent.commands = Some(sender.clone());
+    let _server = server::listen(Path::new(SOCKET), sender).map_err(|source| RunError::System {
+        what: "listening at /run/portcullis/agent.sock",
+        source,
+    })?;
+    let mut log = watch(log).map_err(system("watching the programs' log"))?;
+    let on = |kind| signal(kind).map_err(system("watching for signals"));
+    let mut terminate = on(SignalKind::terminate())?;
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let mut hangup = on(SignalKind::hangup())?;
+    let mut proof = interval(PROOF_INTERVAL);
+    proof.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    proof.reset();
+
+    agent.started();
+    agent.take_checks(checks);
+    for event in &early {
+        agent.gate_event(event);
+    }
+
+    let cause = loop {
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready.map_err(system("reading the ring of events"))?;
+                if agent.drain(ready.get_inner_mut(), BATCH) < BATCH {
+                    ready.clear_ready();
+                    agent.count_lost()?;
+                }
+            }
+            ready = log.readable_mut() => {
+                let mut ready = ready.map_err(system("reading the programs' log"))?;
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+            Some(command) = commands.recv() => {
+                if let Some(cause) = agent.command(command) {
+                    // Lets the answer out before everything ends.
+                    tokio::time::sleep(FAREWELL).await;
+                    break cause;
+                }
+            }
+            _ = proof.tick() => agent.prove(ring.get_mut())?,
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            // The terminal was closed, or somebody moved the event file away.
+            _ = hangup.recv() => agent.recorder.sinks().iter().for_each(super::sink::Sink::reopen),
+        }
+    };
+    while agent.drain(ring.get_mut(), BATCH) == BATCH {}
+    agent.stopped(cause);
+    Ok(())
+}
+
+/// Waits for a ring buffer without polling it.
+fn watch<T: AsRawFd + AsFd>(ring: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: aya's ring owns its descriptor, gives the same one at every call (`AsFd` borrows it
+    // from the object) and closes it when it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+}
+
+struct Agent {
+    gates: Gates,
+    pins: Option<Pins>,
+    view: PolicyView,
+    digests: usize,
+    recorder: Recorder,
+    enricher: Enricher,
+    health: Health,
+    since: Timestamp,
+    /// Lost events that have been told, by gate.
+    lost: BTreeMap<Gate, u64>,
+    /// For what comes back from work in the background.
+    commands: Option<mpsc::Sender<Command>>,
+    /// Whether a request asked for the gates to be taken down.
+    take_down: bool,
+}
+
+impl Agent {
+    fn new(gates: Gates, policy: &Policy, pins: Option<Pins>, recorder: Recorder) -> Self {
+        let view = PolicyView {
+            id: PolicyId {
+                name: policy.name.clone(),
+                version: policy.version,
+                generation: gates.active().generation(),
+            },
+            sources: policy.sources.iter().map(|source| source.display().to_string()).collect(),
+        };
+        Self {
+            gates,
+            pins,
+            view,
+            digests: policy.rules.len(),
+            recorder,
+            enricher: Enricher::default(),
+            health: Health::default(),
+            since: Timestamp::now(),
+            lost: BTreeMap::new(),
+            commands: None,
+            take_down: false,
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        self.gates.active().mode()
+    }
+
+    fn started(&mut self) {
+        let body = Body::AgentStarted {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+            mode: self.mode().word(),
+            policy: self.view.id.clone(),
+            digests: self.digests,
+        };
+        self.recorder.record(body);
+    }
+
+    /// Audit ends with the agent, as nothing is left to report to. Enforcement goes on.
+    fn stopped(&mut self, cause: &'static str) {
+        let gates_stay = self.mode() == Mode::Enforce && self.pins.is_some() && !self.take_down;
+        if let Some(pins) = self.pins.as_ref().filter(|_| !gates_stay)
+            && let Err(error) = pins.remove()
+        {
+            tracing::error!("the gates could not be unpinned: {error}");
+        }
+        self.recorder.record(Body::AgentStopped { cause, gates_stay });
+    }
+
+    /// Takes up to `limit` events from the ring, and returns how many there were.
+    fn drain(&mut self, ring: &mut RingBuf<MapData>, limit: usize) -> usize {
+        for taken in 0..limit {
+            let Some(item) = ring.next() else { return taken };
+            match GateEvent::decode(&item) {
+                Ok(event) => {
+                    // Lets the kernel have the room before anything slow is done.
+                    drop(item);
+                    self.gate_event(&event);
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        limit
+    }
+
+    fn gate_event(&mut self, event: &GateEvent) {
+        let decision = self.enricher.decision(event, std::slice::from_ref(&self.view));
+        let time = wall_time(event.header.boot_ns);
+        self.recorder.record_at(time, Body::Decision(Box::new(decision)));
+    }
+
+    fn count_lost(&mut self) -> Result<(), RunError> {
+        for gate in Gate::ALL {
+            let now = self.gates.counter(*gate, Counter::Lost)?;
+            let told = self.lost.insert(*gate, now).unwrap_or_default();
+            if now > told {
+                self.recorder.record(Body::Lost { gate: gate.word(), count: now - told });
+            }
+        }
+        Ok(())
+    }
+
+    fn take_checks(&mut self, checks: Vec<Check>) {
+        for Check { id, state, found, mend, .. } in self.health.update(checks) {
+            self.recorder.record(Body::Health { check: id, state: state.word(), found, mend });
+        }
+    }
+
+    /// Looks whether the gates are still called.
+    fn prove(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), RunError> {
+        while self.drain(ring, BATCH) == BATCH {}
+        let (mapping, others) = selftest::mapping_again(ring);
+        for event in &others {
+            self.gate_event(event);
+        }
+        self.take_checks(vec![facts::ftrace(), mapping]);
+        self.count_lost()
+    }
+
+    /// Does what a request asks. Returns the cause if it ends the agent.
+    fn command(&mut self, command: Command) -> Option<&'static str> {
+        let Command { request, answer, in_use } = command;
+        let reply = match request {
+            Request::Status => server::json(&self.status()),
+            Request::Events { follow, json } => {
+                let (past, to_come) = self.recorder.follow();
+                Answer::Lines { past, to_come: follow.then_some(to_come), json }
+            }
+            Request::Rule { digest } => self.rule(&digest),
+            Request::Mode { mode, skip_preflight } => match mode_named(&mode) {
+                None => {
+                    let message = format!("unknown mode \"{mode}\"; it can be audit or enforce");
+                    Answer::Refused(Refusal { code: 2, message })
+                }
+                Some(Mode::Enforce) if !skip_preflight && in_use.is_none() => {
+                    self.look_what_runs(Request::Mode { mode, skip_preflight }, answer);
+                    return None;
+                }
+                Some(mode) => self.set_mode(mode, in_use),
+            },
+            Request::Stop => {
+                self.take_down = true;
+                let _ = answer.send(server::json(&serde_json::json!({ "stopped": true })));
+                return Some("portcullis stop");
+            }
+        };
+        // The asker may have gone.
+        let _ = answer.send(reply);
+        None
+    }
+
+    /// Hashes everything that runs in another thread, and sends the request again with what was
+    /// found.
+    fn look_what_runs(&self, request: Request, answer: oneshot::Sender<Answer>) {
+        let Some(commands) = self.commands.clone() else { return };
+        tokio::spawn(async move {
+            let in_use = tokio::task::spawn_blocking(preflight::in_use).await.ok();
+            // The agent may be ending.
+            let _ = commands.send(Command { request, answer, in_use }).await;
+        });
+    }
+
+    fn set_mode(&mut self, mode: Mode, in_use: Option<Vec<preflight::InUse>>) -> Answer {
+        let refuse = |message: String| Answer::Refused(Refusal { code: 1, message });
+        if mode == Mode::Enforce {
+            if self.digests == 0 {
+                return refuse(
+                    "the policy lists no digest, so enforcing it would stop everything".into(),
+                );
+            }
+            let refused = preflight::refused(in_use.unwrap_or_default(), |digest| {
+                self.gates.rule(digest).ok().flatten()
+            });
+            if !refused.is_empty() {
+                return Answer::Refused(preflight_refusal(&refused));
+            }
+        }
+        if mode != self.mode() {
+            self.gates.set_mode(mode);
+            let policy = self.view.id.clone();
+            self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
+        }
+        server::json(&ModeAnswer { mode: mode.word() })
+    }
+
+    fn rule(&self, written: &str) -> Answer {
+        let digest = match digest::parse(written) {
+            Ok(digest) => digest,
+            Err(error) => {
+                return Answer::Refused(Refusal {
+                    code: 2,
+                    message: format!("{error}; {}", error.help()),
+                });
+            }
+        };
+        match self.gates.rule(&digest) {
+            Ok(rule) => server::json(&RuleAnswer {
+                mode: self.mode().word().into(),
+                policy: human::Named(&self.view.id).to_string(),
+                rule: rule.map(|rule| RuleFound {
+                    kinds: manifest::kinds_words(rule.kinds)
+                        .split(' ')
+                        .map(str::to_owned)
+                        .collect(),
+                    denied: rule.denied == 1,
+                    file: self
+                        .view
+                        .sources
+                        .get(usize::from(rule.source))
+                        .cloned()
+                        .unwrap_or_default(),
+                    line: rule.line,
+                }),
+            }),
+            Err(error) => Answer::Refused(Refusal { code: 3, message: error.to_string() }),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let gates = Gate::ALL.iter().map(|gate| GateStatus {
+            gate: gate.word(),
+            attached: self.gates.attached().any(|hook| hook.gate == Some(*gate)),
+            pinned: self.gates.is_pinned(),
+            counters: Counter::ALL
+                .iter()
+                .filter_map(|counter| {
+                    Some((counter.word(), self.gates.counter(*gate, *counter).ok()?))
+                })
+                .collect(),
+        });
+        Status {
+            schema: PROTOCOL,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+            started: self.since,
+            mode: self.mode().word(),
+            policy: self.view.id.clone(),
+            digests: self.digests,
+            sources: self.view.sources.clone(),
+            health: self.health.worst().word(),
+            checks: self.health.checks().to_vec(),
+            gates: gates.collect(),
+            sinks: self.recorder.sinks().iter().map(super::sink::Sink::status).collect(),
+            events: self.recorder.latest(),
+            resident_kib: super::resident_kib(),
+        }
+    }
+}

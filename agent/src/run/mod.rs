@@ -1,0 +1,302 @@
+//! The agent: puts the gates up and stays with them.
+
+mod agent;
+mod health;
+pub mod history;
+pub mod lock;
+pub mod preflight;
+pub mod recorder;
+pub mod sink;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use indicatif::ProgressBar;
+use portcullis_common::Mode;
+use thiserror::Error;
+
+use crate::{
+    artifact::MAX_HASHED_BYTES,
+    kernel::{
+        check::{Check, first_failure},
+        facts,
+        gates::{Gates, GatesError, Settings},
+        layout::Layout,
+        pins::{self, Pins},
+        selftest,
+    },
+    policy::{Policy, diagnostic::Diagnostics},
+};
+
+use lock::{Lock, LockError};
+use preflight::InUse;
+use recorder::Recorder;
+use sink::Sink;
+
+/// How the agent is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The policy file.
+    pub policy: PathBuf,
+    /// The mode, if not the policy's own.
+    pub mode: Option<Mode>,
+    /// A file for JSON lines, besides standard output.
+    pub events: Option<PathBuf>,
+    /// Level of the kernel programs' own log, as aya-log numbers them; 0 is off.
+    pub log_level: u8,
+    /// Whether to enforce a policy that would stop what runs now.
+    pub skip_preflight: bool,
+}
+
+/// Why the agent does not run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The policy has mistakes.
+    #[error(transparent)]
+    Policy(#[from] Diagnostics),
+    /// Another agent runs, or there is no place for the lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The kernel lacks something.
+    #[error("{}: {}; {}", .0.title, .0.found, .0.mend.as_deref().unwrap_or_default())]
+    Kernel(Check),
+    /// The programs could not be loaded or attached.
+    #[error(transparent)]
+    Gates(#[from] GatesError),
+    /// Nothing could be allowed.
+    #[error(
+        "policy {0} lists no digest, so enforcing it would stop everything; run it in audit mode first"
+    )]
+    EmptyPolicy(PathBuf),
+    /// What runs now would be stopped.
+    #[error("{}", crate::control::preflight_refusal(.0).message)]
+    Preflight(Vec<InUse>),
+    /// The file for events cannot be opened.
+    #[error("event file {path}: {source}")]
+    Events {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system refused something that it should not.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl RunError {
+    /// The exit code: 1 for an answer that is no, 2 for bad input, 3 for what is not available.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::EmptyPolicy(_) | Self::Preflight(_) => 1,
+            Self::Policy(_) | Self::Events { .. } => 2,
+            Self::Lock(_) | Self::Kernel(_) | Self::Gates(_) | Self::System { .. } => 3,
+        }
+    }
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |source| RunError::System { what, source }
+}
+
+/// Everything that an agent needs to run, put up in an order in which a failure leaves nothing
+/// behind.
+struct Started {
+    gates: Gates,
+    ring: aya::maps::RingBuf<aya::maps::MapData>,
+    policy: Policy,
+    pins: Option<Pins>,
+    checks: Vec<Check>,
+    /// Events of others that the self-test came across.
+    early: Vec<crate::event::decode::GateEvent>,
+    recorder: Recorder,
+    _lock: Lock,
+}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// If it cannot start; nothing is changed then.
+pub fn run(
+    options: &Options,
+    progress: &dyn Fn(u64, &'static str) -> ProgressBar,
+) -> Result<(), RunError> {
+    let started = start(options, progress)?;
+    release_memory();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(system("starting the runtime"))?;
+    runtime.block_on(agent::serve(started))
+}
+
+fn start(
+    options: &Options,
+    progress: &dyn Fn(u64, &'static str) -> ProgressBar,
+) -> Result<Started, RunError> {
+    let reading = progress(0, "reading the policy");
+    let policy = Policy::load(&options.policy, &reading);
+    reading.finish_and_clear();
+    let policy = policy?;
+    let mode = options.mode.unwrap_or(policy.mode);
+    if mode == Mode::Enforce && policy.allows_nothing() {
+        return Err(RunError::EmptyPolicy(options.policy.clone()));
+    }
+
+    let layout = Layout::of_running_kernel();
+    let mut checks = facts::checks(&layout);
+    if let Some(failure) = first_failure(&checks) {
+        return Err(RunError::Kernel(failure.clone()));
+    }
+    let layout = layout.map_err(|error| {
+        RunError::Kernel(Check::failed(
+            "btf",
+            "kernel type information",
+            error.to_string(),
+            "report it",
+        ))
+    })?;
+    let lock = Lock::take(Path::new(lock::RUNTIME))?;
+    if mode == Mode::Enforce && !options.skip_preflight {
+        let refused = preflight::refused(preflight::in_use(), |digest| policy.rule(digest));
+        if !refused.is_empty() {
+            return Err(RunError::Preflight(refused));
+        }
+    }
+    let mut sinks = vec![Sink::stdout()];
+    if let Some(path) = &options.events {
+        let opened = Sink::file(path);
+        sinks.push(opened.map_err(|source| RunError::Events { path: path.clone(), source })?);
+    }
+
+    let settings = Settings {
+        max_hashed_bytes: MAX_HASHED_BYTES,
+        memfd_device: selftest::memfd_device().map_err(system("making a memfd"))?,
+        log_level: options.log_level,
+    };
+    let mut gates = Gates::load(&layout, &settings)?;
+    let mut ring = gates.take_events()?;
+    let filling = progress(policy.rules.len() as u64, "filling the allowlist");
+    // Nothing is refused before the gates are known to work.
+    let filled = gates.switch(&policy, Mode::Audit, &filling);
+    filling.finish_and_clear();
+    filled?;
+    gates.attach()?;
+
+    // Gates of a predecessor may refuse what the self-test tries, so they must go first if there
+    // are any; ours already stand beside them, and enforce from before that.
+    let pins = pin(&mut gates, &mut checks);
+    let predecessors = pins.as_ref().map_or(Ok(Vec::new()), Pins::predecessors);
+    let predecessors = predecessors.map_err(system("looking for an earlier agent's gates"))?;
+    let early = if predecessors.is_empty() {
+        let early = prove(&mut gates, &mut ring, &mut checks);
+        gates.set_mode(mode);
+        early
+    } else {
+        gates.set_mode(mode);
+        for folder in &predecessors {
+            pins::remove(folder).map_err(system("taking an earlier agent's gates down"))?;
+        }
+        prove(&mut gates, &mut ring, &mut checks)
+    };
+    let early = match early {
+        Ok(early) => early,
+        Err(error) => {
+            // Unproved gates are not left behind.
+            if let Some(pins) = pins.filter(|_| predecessors.is_empty()) {
+                let _ = pins.remove();
+            }
+            return Err(error);
+        }
+    };
+    Ok(Started {
+        gates,
+        ring,
+        policy,
+        pins,
+        checks,
+        early,
+        recorder: Recorder::new(sinks),
+        _lock: lock,
+    })
+}
+
+/// Pins the programs. That they cannot be pinned is a gap with a name, not a reason to have no
+/// gates at all.
+fn pin(gates: &mut Gates, checks: &mut Vec<Check>) -> Option<Pins> {
+    let (id, title) = ("pinned", "gates outlive the agent");
+    let mend = "mount -t bpf bpf /sys/fs/bpf, and start the agent again";
+    let pinned =
+        Pins::create().map_err(|error| error.to_string()).and_then(|pins| match gates.pin(&pins) {
+            Ok(()) => Ok(pins),
+            Err(error) => {
+                let _ = pins.remove();
+                Err(error.to_string())
+            }
+        });
+    match pinned {
+        Ok(pins) => {
+            checks.push(Check::ok(id, title, "links are pinned in /sys/fs/bpf/portcullis"));
+            Some(pins)
+        }
+        Err(why) => {
+            let found = format!("they end with it: {why}");
+            checks.push(Check::bad(crate::kernel::check::State::Warning, id, title, found, mend));
+            None
+        }
+    }
+}
+
+/// Runs the self-test; a gate that is not called is an error.
+fn prove(
+    gates: &mut Gates,
+    ring: &mut aya::maps::RingBuf<aya::maps::MapData>,
+    checks: &mut Vec<Check>,
+) -> Result<Vec<crate::event::decode::GateEvent>, RunError> {
+    let test = selftest::run(gates, ring, Path::new(lock::RUNTIME))?;
+    if let Some(failure) = first_failure(&test.checks) {
+        return Err(RunError::Kernel(failure.clone()));
+    }
+    checks.extend(test.checks);
+    Ok(test.others)
+}
+
+/// Gives memory back that only starting needed: the kernel's type information and the policy's
+/// text are many times larger than everything that stays.
+fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: has no precondition.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Takes the gates of every agent down that does not run any more. Returns how many there were.
+///
+/// # Errors
+/// If an agent runs, or bpffs refuses.
+pub fn take_down_orphans() -> Result<usize, RunError> {
+    let _lock = Lock::take(Path::new(lock::RUNTIME))?;
+    let folders = pins::all().map_err(system("looking for gates"))?;
+    for folder in &folders {
+        pins::remove(folder).map_err(system("taking gates down"))?;
+    }
+    Ok(folders.len())
+}
+
+/// Resident memory of this process in KiB.
+#[must_use]
+pub fn resident_kib() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,173 @@
+//! Would this policy stop what runs now? Asked before enforcing it.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use portcullis_common::{Digest, Kinds, Rule};
+
+use crate::{
+    artifact::{MAX_HASHED_BYTES, digest},
+    policy::manifest::kinds_words,
+};
+
+/// Something that runs, or must be able to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InUse {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What it is used as.
+    pub kind: Kinds,
+    /// Its digest, if it could be made.
+    pub digest: Option<Digest>,
+    /// Who uses it.
+    pub used_by: String,
+}
+
+impl std::fmt::Display for InUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = self.path.display().to_string();
+        let digest = self.digest.as_ref().map_or("no digest".into(), digest::format);
+        let kind = kinds_words(self.kind);
+        write!(f, "{} as {kind} (sha256 {digest}), used by {}", path.escape_debug(), self.used_by)
+    }
+}
+
+/// Those of `in_use` that the gates would refuse by `rule`.
+pub fn refused(in_use: Vec<InUse>, rule: impl Fn(&Digest) -> Option<Rule>) -> Vec<InUse> {
+    let allows = |one: &InUse| {
+        one.digest
+            .as_ref()
+            .and_then(&rule)
+            .is_some_and(|rule| rule.denied == 0 && rule.kinds.intersects(one.kind))
+    };
+    in_use.into_iter().filter(|one| !allows(one)).collect()
+}
+
+/// Programs without which nobody gets in again.
+const INDISPENSABLE: [&str; 2] = ["/sbin/init", "/bin/sh"];
+
+/// Everything that runs now, in the order of paths. Reads every file once, which takes a while.
+///
+/// Sees programs and mapped libraries of all processes; scripts, which the kernel does not tell
+/// from other arguments of their interpreter, it cannot see.
+#[must_use]
+pub fn in_use() -> Vec<InUse> {
+    let mut search = Search::default();
+    for path in INDISPENSABLE {
+        if let Ok(path) = fs::canonicalize(path) {
+            search.file(&path, &path, Kinds::EXECUTABLE, "getting in again");
+        }
+    }
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+            search.process(&entry.path());
+        }
+    }
+    search.found.sort_by(|a, b| a.path.cmp(&b.path));
+    search.found
+}
+
+#[derive(Default)]
+struct Search {
+    seen: HashSet<(u64, u64, Kinds)>,
+    found: Vec<InUse>,
+}
+
+impl Search {
+    /// A process may end meanwhile; what cannot be read any more does not run any more.
+    fn process(&mut self, process: &Path) {
+        let program = process.join("exe");
+        let Ok(own) = fs::metadata(&program) else { return };
+        let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let pid = process.file_name().unwrap_or_default().to_string_lossy();
+        let used_by = format!("{} (pid {pid})", comm.trim_end().escape_debug());
+        let shown = fs::read_link(&program).unwrap_or_default();
+        self.file(&program, &shown, Kinds::EXECUTABLE, &used_by);
+
+        let maps = fs::read(process.join("maps")).unwrap_or_default();
+        for line in maps.split(|byte| *byte == b'\n') {
+            let Some(mapping) = executable_mapping(line) else { continue };
+            // Opens the very file that is mapped, even if it was deleted or lies in a container.
+            let file = process.join("map_files").join(&mapping.range);
+            match fs::metadata(&file) {
+                Ok(metadata) if (metadata.dev(), metadata.ino()) != (own.dev(), own.ino()) => {
+                    self.file(&file, &mapping.path, Kinds::LIBRARY, &used_by);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn file(&mut self, file: &Path, shown: &Path, kind: Kinds, used_by: &str) {
+        let Ok(metadata) = fs::metadata(file) else { return };
+        if !metadata.is_file() || !self.seen.insert((metadata.dev(), metadata.ino(), kind)) {
+            return;
+        }
+        let digest = File::open(file)
+            .and_then(|opened| digest::of_file(&opened, MAX_HASHED_BYTES))
+            .map(|(digest, _)| digest);
+        self.found.push(InUse {
+            path: shown.to_owned(),
+            kind,
+            digest: digest.ok(),
+            used_by: used_by.to_owned(),
+        });
+    }
+}
+
+struct Mapping {
+    /// As `map_files` names it.
+    range: String,
+    path: PathBuf,
+}
+
+/// A line of `/proc/PID/maps`, if it is of a file that is mapped as code.
+fn executable_mapping(line: &[u8]) -> Option<Mapping> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let mut fields = line.splitn(6, |byte| *byte == b' ');
+    let range = std::str::from_utf8(fields.next()?).ok()?.to_owned();
+    let permissions = fields.next()?;
+    let (_offset, _device, inode) = (fields.next()?, fields.next()?, fields.next()?);
+    let path = fields.next()?.trim_ascii_start();
+    let is_code = permissions.get(2) == Some(&b'x') && inode != b"0";
+    is_code.then(|| Mapping { range, path: OsStr::from_bytes(path).into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_policy_would_stop_this_very_process() {
+        let refused = refused(in_use(), |_| None);
+        let own = fs::read_link("/proc/self/exe").expect("own binary");
+        assert!(
+            refused.iter().any(|one| one.path == own && one.kind == Kinds::EXECUTABLE),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_policy_that_lists_everything_stops_nothing() {
+        let everything = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
+        let refused = refused(in_use(), |_| Some(Rule { kinds: everything, ..Rule::default() }));
+        assert_eq!(refused, []);
+    }
+
+    #[test]
+    fn only_mapped_code_counts() {
+        let line = b"7f00-7f10 r-xp 00000000 08:01 42                         /lib/a b.so";
+        let mapping = executable_mapping(line).expect("code");
+        assert_eq!(
+            (mapping.range.as_str(), mapping.path),
+            ("7f00-7f10", PathBuf::from("/lib/a b.so"))
+        );
+        assert!(executable_mapping(b"7f00-7f10 r--p 00000000 08:01 42   /lib/a.so").is_none());
+        assert!(executable_mapping(b"7f00-7f10 r-xp 00000000 00:00 0    [vdso]").is_none());
+    }
+}
