@@ -7,7 +7,7 @@ use portcullis_common::{
 };
 
 use crate::{
-    atomic,
+    instructions,
     layout::{
         File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem, inode_mode,
         inode_size, inode_writers, is_own_program, sealed_against_writing,
@@ -17,9 +17,6 @@ use crate::{
     },
     report::{Report, report},
 };
-
-/// `-EPERM`, what a gate returns to refuse.
-const REFUSE: i32 = -1;
 
 /// `S_IFMT` and `S_IFREG` (linux/stat.h).
 const FILE_TYPE: u16 = 0o170_000;
@@ -108,7 +105,7 @@ unsafe fn judge_in_full(gate: Gate, file: *const File, inode: *mut Inode, wanted
     let told = Report { gate, outcome, reason, wanted, appraisal: &appraisal };
     // SAFETY: the contract of this function.
     unsafe { report(&told, file, inode) };
-    if refused && enforces { REFUSE } else { 0 }
+    instructions::refusal(refused && enforces)
 }
 
 /// What is known of a file when its judgement ends.
@@ -252,7 +249,7 @@ unsafe fn claim(record: *mut Verdict) -> u64 {
     // SAFETY: the helper has no precondition.
     let fresh = unsafe { bpf_ktime_get_ns() };
     // SAFETY: by the contract.
-    match unsafe { atomic::set_if_zero(&raw mut (*record).stamp, fresh) } {
+    match unsafe { instructions::set_if_zero(&raw mut (*record).stamp, fresh) } {
         0 => fresh,
         given => given,
     }
@@ -273,5 +270,5 @@ unsafe fn load_word(record: *const Verdict) -> VerdictWord {
 #[inline(always)]
 unsafe fn store_word(record: *mut Verdict, word: VerdictWord) {
     // SAFETY: by the contract.
-    unsafe { atomic::publish((&raw mut (*record).word).cast(), word.0) };
+    unsafe { instructions::publish((&raw mut (*record).word).cast(), word.0) };
 }

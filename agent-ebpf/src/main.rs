@@ -7,8 +7,8 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod atomic;
 mod exec;
+mod instructions;
 mod invalidation;
 mod judge;
 mod layout;

@@ -2,15 +2,16 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_HASH},
     btf_maps::{Array, ArrayOfMaps, HashMap, InodeStorage, RingBuf},
+    helpers::generated::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use portcullis_common::{
     Active, Counter, DIGEST_LEN, Event, Gate, PATH_SHORT, Rule, SLOTS, Verdict,
 };
 
-use crate::atomic;
+use crate::instructions;
 
 const COUNTERS_LEN: usize = Gate::ALL.len() * Counter::ALL.len();
 
@@ -18,9 +19,21 @@ const COUNTERS_LEN: usize = Gate::ALL.len() * Counter::ALL.len();
 #[btf_map]
 static ACTIVE: Array<Active, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// The rules of one policy, by digest. The agent creates each with the size that its policy
-/// needs; the number here is only that of the template, which the kernel does not compare.
-type Rules = HashMap<[u8; DIGEST_LEN], Rule, 1, { BPF_F_NO_PREALLOC as usize }>;
+/// The rules of one policy: [`Rule`] by [`DIGEST_LEN`] bytes of digest. The agent creates each map
+/// with the number of entries that its policy needs; the number here is that of the template,
+/// which the kernel does not compare for hash maps.
+///
+/// Declared by sizes and not by types, because up to 6.1 the kernel takes maps with and without
+/// types for different ones (`bpf_map_meta_equal` compares `timer_off`), and maps that the agent
+/// creates have none.
+#[repr(C)]
+struct Rules {
+    r#type: *const [i32; BPF_MAP_TYPE_HASH as usize],
+    key_size: *const [i32; DIGEST_LEN],
+    value_size: *const [i32; size_of::<Rule>()],
+    max_entries: *const [i32; 1],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
 
 /// The policy in force and the one being filled, by [`Active::slot`].
 #[btf_map]
@@ -61,11 +74,17 @@ pub fn active() -> Active {
 /// What the policy of `generation` says about a digest.
 #[inline(always)]
 pub fn rule(generation: u64, digest: &[u8; DIGEST_LEN]) -> Option<Rule> {
-    POLICIES
-        .get_value_ptr_mut(Active::slot(generation), digest)
-        // SAFETY: the map is not preallocated, so an element that the agent deletes meanwhile is
-        // freed only after this program has ended; rules are never changed in place.
-        .map(|rule| unsafe { *rule })
+    let rules = POLICIES.get(Active::slot(generation))?;
+    // SAFETY: the verifier knows the pointer as that of a map with keys of this size. The map is
+    // not preallocated, so an element that goes away is freed only after this program has ended,
+    // and rules are never changed in place.
+    unsafe {
+        let rule = bpf_map_lookup_elem(
+            core::ptr::from_ref(rules).cast_mut().cast(),
+            digest.as_ptr().cast(),
+        );
+        rule.cast::<Rule>().as_ref().copied()
+    }
 }
 
 /// Whether the content of files on this filesystem may change between hash and use.
@@ -80,6 +99,6 @@ pub fn count(gate: Gate, counter: Counter, amount: u64) {
     let index = gate as u32 * Counter::ALL.len() as u32 + counter as u32;
     if let Some(number) = COUNTERS.get(index) {
         // SAFETY: points to a map value.
-        unsafe { atomic::add(number, amount) };
+        unsafe { instructions::add(number, amount) };
     }
 }

@@ -1,1 +1,51 @@
-fn main() {}
+//! Everything that one does with the project: `cargo xtask --help`.
+
+mod build;
+mod command;
+mod debian;
+mod initramfs;
+mod kernel;
+mod setup;
+mod vm;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, build, virtual machines, tests, demonstration and measurements")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need; does nothing if it is there
+    Setup,
+    /// Build the static `portcullis` binary
+    Build,
+    /// Run a command in a virtual machine that has `portcullis` on its PATH
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::setup(setup::For::Tests).map(|()| ExitCode::SUCCESS),
+        Task::Build => setup::setup(setup::For::Building).and_then(|()| build::build()).map(|built| {
+            println!("{}", built.agent.display());
+            ExitCode::SUCCESS
+        }),
+        Task::Vm(args) => vm::main(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("cargo xtask: {error:#}");
+        ExitCode::from(error.downcast_ref::<setup::NotPossibleHere>().map_or(1, |_| 3))
+    })
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().map_or(manifest.clone(), PathBuf::from)
+}

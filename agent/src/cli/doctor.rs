@@ -97,7 +97,7 @@ fn try_gates(layout: &Layout) -> Vec<Check> {
         }
         Err(error) => {
             let mend = "report it with the kernel's version and configuration";
-            vec![Check::failed(id, title, format!("{error:#}"), mend)]
+            vec![Check::failed(id, title, error.to_string(), mend)]
         }
     }
 }

@@ -97,26 +97,15 @@ pub enum GatesError {
 
 /// The verifier's words fill pages; the cause stands in its last lines.
 fn brief(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    let lines: Vec<_> = text
+    const STATISTICS: [&str; 4] = ["processed ", "verification time", "stack depth", ":"];
+    let text = error.to_string();
+    let mut lines = text
         .lines()
         .map(str::trim)
-        .filter(|line| {
-            !line.is_empty()
-                && !line.starts_with("processed ")
-                && !line.starts_with("verification time")
-        })
-        .collect();
-    match lines.as_slice() {
-        [] => String::new(),
-        [only] => (*only).to_owned(),
-        [first, .., last] => format!("{first} … {last}"),
-    }
+        .filter(|line| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start)));
+    let first = lines.next().unwrap_or_default();
+    let first = first.split(" Verifier output:").next().unwrap_or_default();
+    lines.next_back().map_or_else(|| first.to_owned(), |last| format!("{first} … {last}"))
 }
 
 /// What is fixed when the programs are loaded.

@@ -1,7 +1,7 @@
-//! Atomic read-modify-write on map values.
+//! What the programs need and Rust does not offer for BPF targets, written out as instructions.
 //!
-//! Rust offers none of these for BPF targets (they declare no compare-and-swap), while the kernel
-//! has had them since 5.12, so they are written out as instructions.
+//! Atomic read-modify-write on map values: the targets declare no compare-and-swap, while the
+//! kernel has had it since 5.12. And a branch that stays one.
 
 use core::arch::asm;
 
@@ -58,4 +58,26 @@ pub unsafe fn set_if_zero(word: *mut u64, new: u64) -> u64 {
         );
     }
     before
+}
+
+/// `-EPERM` if `refuse`, else 0: what a gate returns.
+///
+/// The compiler would compute this without a branch, and from 6.9 the verifier refuses programs of
+/// which it does not know that they return 0 or an error number.
+#[inline(always)]
+pub fn refusal(refuse: bool) -> i32 {
+    const EPERM: i64 = 1;
+    let mut answer = 0i64;
+    // SAFETY: changes nothing but the register.
+    unsafe {
+        asm!(
+            "if {refuse} == 0 goto +1",
+            "{answer} = {eperm}",
+            refuse = in(reg) u64::from(refuse),
+            answer = inout(reg) answer,
+            eperm = const -EPERM,
+            options(nostack, nomem),
+        );
+    }
+    answer as i32
 }
