@@ -14,30 +14,38 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::{
-    mount::{MountFlags, mount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{WaitOptions, wait},
     system::{RebootCommand, reboot},
 };
 
 /// Where the host has put the command.
 const COMMAND: &str = "/portcullis/command";
+/// The disk that the host has attached.
+const DISK: &str = "/dev/vda";
 
-/// Never returns: the machine is powered off at the end.
+/// Runs as the first process. Never returns: the machine is powered off at the end, or the root
+/// filesystem's own first process takes over.
 pub fn first_process() -> ! {
-    let code = match boot() {
-        Ok(status) => status,
-        Err(error) => {
-            println!("the guest could not run the command: {error:#}");
-            255
-        }
-    };
-    finish(code)
+    finish(boot().and_then(|()| match option("rootfs").as_str() {
+        "debian" => switch_root(),
+        _ => run_command(),
+    }))
 }
 
-fn finish(code: u8) -> ! {
-    println!("\n@@{} exit {code}", nonce());
+/// Runs the command under the root filesystem's own first process, and powers off.
+pub fn run_and_finish() -> ! {
+    finish(run_command())
+}
+
+fn finish(code: Result<u8>) -> ! {
+    let code = code.unwrap_or_else(|error| {
+        println!("the guest could not run the command: {error:#}");
+        255
+    });
+    println!("\n@@{} exit {code}", option("nonce"));
     let _ = io::stdout().flush();
     // The serial line must have sent it all.
     std::thread::sleep(Duration::from_millis(50));
@@ -48,19 +56,42 @@ fn finish(code: u8) -> ! {
     }
 }
 
-fn boot() -> Result<u8> {
+fn boot() -> Result<()> {
     mounts()?;
-    println!("@@{} start", nonce());
-    // The scratch disk; a kernel that has these built in needs no module.
+    println!("@@{} start", option("nonce"));
+    // The disk; a kernel that has these built in needs no module.
     for module in ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"] {
         let _ = Command::new("/sbin/modprobe").args(["-q", module]).status();
     }
-    if Path::new("/dev/vda").exists() {
+    if Path::new(DISK).exists() {
         fs::create_dir_all("/data")?;
-        mount("/dev/vda", "/data", "ext4", MountFlags::empty(), None).context("mounting /dev/vda on /data")?;
+        mount(DISK, "/data", "ext4", MountFlags::empty(), None)
+            .with_context(|| format!("mounting {DISK} on /data"))?;
     }
-    let status = run_command()?;
-    Ok(status)
+    Ok(())
+}
+
+/// Goes over to the disk, after copying everything there that the host has sent along.
+fn switch_root() -> Result<u8> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let copies = [
+        ("/usr/bin/portcullis", "/data/usr/bin/"),
+        ("/usr/bin/portcullis-guest", "/data/usr/bin/"),
+        ("/portcullis", "/data/"),
+        ("/files", "/data/"),
+        (&format!("/lib/modules/{release}"), "/data/usr/lib/modules/"),
+    ];
+    fs::create_dir_all("/data/usr/lib/modules")?;
+    for (from, to) in copies {
+        let status = Command::new("/bin/cp").args(["-a", from, to]).status()?;
+        ensure!(status.success(), "copying {from} to the disk: {status}");
+    }
+    for below in ["proc", "sys", "dev", "run", "tmp"] {
+        // systemd mounts its own.
+        let _ = unmount(format!("/{below}"), UnmountFlags::DETACH);
+    }
+    let error = Command::new("/bin/switch_root").args(["/data", "/sbin/init"]).exec();
+    Err(error).context("switching to the disk")
 }
 
 fn mounts() -> Result<()> {
@@ -75,22 +106,25 @@ fn mounts() -> Result<()> {
         ("tmpfs", "/tmp", "tmpfs"),
     ];
     for (source, target, kind) in wanted {
-        mount(source, target, kind, MountFlags::empty(), None).with_context(|| format!("mounting {target}"))?;
+        mount(source, target, kind, MountFlags::empty(), None)
+            .with_context(|| format!("mounting {target}"))?;
     }
     fs::create_dir_all("/dev/shm")?;
     mount("tmpfs", "/dev/shm", "tmpfs", MountFlags::empty(), None).context("mounting /dev/shm")?;
     Ok(())
 }
 
-fn nonce() -> String {
+/// One of the words that the host has put on the kernel's command line.
+fn option(name: &str) -> String {
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let found = words.split_whitespace().find_map(|word| word.strip_prefix("portcullis.nonce="));
-    found.unwrap_or("?").to_owned()
+    let key = format!("portcullis.{name}=");
+    words.split_whitespace().find_map(|word| word.strip_prefix(&key)).unwrap_or("?").to_owned()
 }
 
 fn run_command() -> Result<u8> {
     let bytes = fs::read(COMMAND).context(COMMAND)?;
-    let mut words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty()).map(OsStr::from_bytes);
+    let mut words =
+        bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty()).map(OsStr::from_bytes);
     let program = words.next().context("no command was given")?;
     let mut command = Command::new(program);
     command.args(words).env_clear();

@@ -1,6 +1,12 @@
 //! Runs inside the virtual machines: their first process, and the end-to-end scenarios.
 
+mod agent;
+mod attack;
+mod bench;
+mod elf;
+mod events;
 mod init;
+mod scenarios;
 
 use std::process::ExitCode;
 
@@ -8,6 +14,33 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         init::first_process();
     }
-    eprintln!("portcullis-guest runs inside of virtual machines only");
-    ExitCode::from(2)
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["run"] => init::run_and_finish(),
+        ["bench", "exec"] => bench::exec(),
+        // For the host: name and machine of every scenario.
+        ["list"] => {
+            for scenario in scenarios::ALL {
+                println!("{}\t{}", scenario.name, scenario.machine);
+            }
+            return ExitCode::SUCCESS;
+        }
+        ["scenario", names @ ..] => return scenarios::run(names),
+        ["map-for-reading", path] => match scenarios::map_for_reading(path.as_ref()) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
+        _ => {
+            eprintln!("portcullis-guest runs inside of virtual machines only");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

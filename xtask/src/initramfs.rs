@@ -31,22 +31,61 @@ pub struct Contents<'a> {
 }
 
 /// Modules that scenarios use; those that the kernel has built in are left out.
-const MODULES: [&str; 17] = [
-    "virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay", "loop", "squashfs", "vfat",
-    "nls_cp437", "nls_ascii", "fuse", "9p", "xhci_pci", "usb_storage", "uas", "sd_mod", "dummy",
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "crc32c_generic",
+    "ext4",
+    "overlay",
+    "loop",
+    "squashfs",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+    "fuse",
+    "9p",
+    "xhci_pci",
+    "usb_storage",
+    "uas",
+    "sd_mod",
+    "dummy",
+    "af_alg",
+    "algif_hash",
+    "sha256_generic",
+    "autofs4",
 ];
 
 /// Dynamically linked programs of this machine that scenarios attack and run.
-const PROGRAMS: [&str; 9] = [
-    "/bin/bash", "/usr/bin/true", "/usr/bin/cat", "/usr/bin/ls", "/usr/bin/sha256sum",
-    "/usr/bin/env", "/usr/bin/id", "/usr/bin/cp", "/usr/bin/sleep",
+const PROGRAMS: &[&str] = &[
+    "/bin/bash",
+    "/usr/bin/true",
+    "/usr/bin/cat",
+    "/usr/bin/ls",
+    "/usr/bin/sha256sum",
+    "/usr/bin/env",
+    "/usr/bin/id",
+    "/usr/bin/cp",
+    "/usr/bin/sleep",
 ];
 
 /// Writes the archive to `out`.
 pub fn write(contents: &Contents<'_>, out: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let root = work.path();
-    for folder in ["bin", "sbin", "usr/bin", "etc", "proc", "sys", "dev", "run", "tmp", "root", "mnt", "portcullis"] {
+    for folder in [
+        "bin",
+        "sbin",
+        "usr/bin",
+        "etc",
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "root",
+        "mnt",
+        "portcullis",
+    ] {
         fs::create_dir_all(root.join(folder))?;
     }
     copy(Path::new("/bin/busybox"), &root.join("bin/busybox")).context("the static busybox")?;
@@ -57,10 +96,14 @@ pub fn write(contents: &Contents<'_>, out: &Path) -> Result<()> {
     // The kernel calls it by this name to load modules on demand.
     symlink("/bin/busybox", root.join("sbin/modprobe"))?;
     symlink("/init", root.join("sbin/init"))?;
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+    )?;
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
 
-    copy(&contents.built.guest, &root.join("init"))?;
+    copy(&contents.built.guest, &root.join("usr/bin/portcullis-guest"))?;
+    symlink("/usr/bin/portcullis-guest", root.join("init"))?;
     copy(&contents.built.agent, &root.join("usr/bin/portcullis"))?;
     dynamic_programs(root)?;
     modules(contents.kernel, root)?;
@@ -70,13 +113,19 @@ pub fn write(contents: &Contents<'_>, out: &Path) -> Result<()> {
     } else {
         fs::create_dir(root.join("files"))?;
     }
-    let words: Vec<u8> = contents.command.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
+    let words: Vec<u8> =
+        contents.command.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
     fs::write(root.join("portcullis/command"), words)?;
 
     // Names may hold anything, so they go to cpio ended by zeros.
-    let mut find = Command::new("find").args([".", "-print0"]).current_dir(root).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut find = Command::new("find")
+        .args([".", "-print0"])
+        .current_dir(root)
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
     let names = find.stdout.take().context("find has no output")?;
-    let mut cpio = command("cpio", ["--null", "--create", "--format=newc", "--owner=0:0", "--quiet"]);
+    let mut cpio =
+        command("cpio", ["--null", "--create", "--format=newc", "--owner=0:0", "--quiet"]);
     let status = cpio.current_dir(root).stdin(names).stdout(File::create(out)?).status()?;
     if !find.wait()?.success() || !status.success() {
         bail!("cpio could not write {}", out.display());
@@ -92,11 +141,12 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Programs with the libraries and the loader that they name.
 fn dynamic_programs(root: &Path) -> Result<()> {
     let mut libraries = BTreeSet::new();
-    for program in PROGRAMS {
+    for program in PROGRAMS.iter().copied() {
         let name = Path::new(program).file_name().context("a program without a name")?;
         copy(Path::new(program), &root.join("usr/bin").join(name))?;
         let listed = text_of(&mut command("ldd", [program]))?;
-        let paths = listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+        let paths =
+            listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
         libraries.extend(paths);
     }
     for library in libraries {
@@ -113,8 +163,10 @@ fn modules(kernel: &Kernel, root: &Path) -> Result<()> {
     let version = kernel.modules.file_name().context("modules without a version")?;
     let to = root.join("lib/modules").join(version);
     let mut wanted = BTreeSet::new();
-    for name in MODULES {
-        let line = index.lines().find(|line| line.split(':').next().is_some_and(|path| module_name(path) == name));
+    for name in MODULES.iter().copied() {
+        let line = index
+            .lines()
+            .find(|line| line.split(':').next().is_some_and(|path| module_name(path) == name));
         // What is not there is built in; a scenario that misses it fails with a message of its own.
         if let Some((path, needs)) = line.and_then(|line| line.split_once(':')) {
             wanted.insert(path);

@@ -29,7 +29,8 @@ impl Kernel {
     /// A kernel by series («6.1») or by the path of its image, with `modules` in that case.
     pub fn find(what: &str, modules: Option<&Path>) -> Result<Self> {
         if what.contains('/') || Path::new(what).is_file() {
-            let modules = modules.context("a kernel named by its image needs --modules DIR as well")?;
+            let modules =
+                modules.context("a kernel named by its image needs --modules DIR as well")?;
             return Self::of_files(Path::new(what), modules);
         }
         if modules.is_some() {
@@ -67,7 +68,9 @@ impl Kernel {
             return unpacked(&folder.join(package), series)
                 .with_context(|| format!("{package} holds no kernel"));
         }
-        bail!("no package of a {series} kernel in the machine's package lists; try `apt-get update`")
+        bail!(
+            "no package of a {series} kernel in the machine's package lists; try `apt-get update`"
+        )
     }
 }
 
@@ -81,7 +84,9 @@ fn packages(series: &str) -> Result<Vec<String>> {
         .lines()
         .filter(|name| name.ends_with(&suffix))
         // Not the variants: cloud, real-time.
-        .filter(|name| !["cloud", "rt"].iter().any(|variant| name.contains(&format!("-{variant}-"))))
+        .filter(|name| {
+            !["cloud", "rt"].iter().any(|variant| name.contains(&format!("-{variant}-")))
+        })
         .map(|name| (numbers(name), name.to_owned()))
         .collect();
     found.sort();
@@ -118,7 +123,8 @@ fn unpacked(folder: &Path, series: &str) -> Option<Kernel> {
 /// The folder of modules in an unpacked package; newer ones have it below `usr`.
 fn modules_below(package: &Path) -> Result<PathBuf> {
     let candidates = ["lib/modules", "usr/lib/modules"].map(|below| package.join(below));
-    let folder = candidates.iter().find(|folder| folder.is_dir()).context("no folder of modules")?;
+    let folder =
+        candidates.iter().find(|folder| folder.is_dir()).context("no folder of modules")?;
     modules_folder(folder)
 }
 

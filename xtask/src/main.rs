@@ -6,6 +6,7 @@ mod debian;
 mod initramfs;
 mod kernel;
 mod setup;
+mod test;
 mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -13,7 +14,10 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set-up, build, virtual machines, tests, demonstration and measurements")]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, build, virtual machines, tests, demonstration and measurements"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -25,6 +29,8 @@ enum Task {
     Setup,
     /// Build the static `portcullis` binary
     Build,
+    /// Run every check: format, lints, unit tests, licences, and the scenarios on real kernels
+    Test(test::Args),
     /// Run a command in a virtual machine that has `portcullis` on its PATH
     Vm(vm::Args),
 }
@@ -32,10 +38,13 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Setup => setup::setup(setup::For::Tests).map(|()| ExitCode::SUCCESS),
-        Task::Build => setup::setup(setup::For::Building).and_then(|()| build::build()).map(|built| {
-            println!("{}", built.agent.display());
-            ExitCode::SUCCESS
-        }),
+        Task::Build => {
+            setup::setup(setup::For::Building).and_then(|()| build::build()).map(|built| {
+                println!("{}", built.agent.display());
+                ExitCode::SUCCESS
+            })
+        }
+        Task::Test(args) => test::test(&args),
         Task::Vm(args) => vm::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -1,8 +1,231 @@
-//! later
-use anyhow::Result;
-pub enum For { Building, Machines, Demo, Tests }
-pub fn setup(_: For) -> Result<()> { Ok(()) }
+//! Installs what building and testing need. Says what and why, does nothing that is done already,
+//! and without the rights to do it prints the commands instead.
+
+use std::{
+    collections::BTreeSet, env, fmt, fs, path::Path, process::Command, thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use portcullis_ebpf_build as ebpf;
+
+use crate::{
+    command::{command, run, shown, text_of},
+    debian,
+    kernel::{Kernel, SERIES},
+};
+
+/// The version of the linker for kernel programs that everything is tested with.
+const BPF_LINKER: &str = "0.13.0";
+/// The version of the checker of licences and advisories.
+const CARGO_DENY: &str = "0.20.2";
+/// Where Debian puts the LLVM that the linker is built against.
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// What the machine is set up for. Each includes what stands before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum For {
+    /// Building the binary.
+    Building,
+    /// Booting a kernel with a small userland.
+    Machines,
+    /// Booting a Debian userland.
+    Demo,
+    /// All checks.
+    Tests,
+}
+
+/// Set-up needs rights or a distribution that are not there. The text says what to do.
 #[derive(Debug)]
-pub struct NotPossibleHere;
-impl std::fmt::Display for NotPossibleHere { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f,"x") } }
+pub struct NotPossibleHere(String);
+
+impl fmt::Display for NotPossibleHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl std::error::Error for NotPossibleHere {}
+
+/// A package of the distribution, and why it is needed.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+    what_for: For,
+}
+
+const fn package(name: &'static str, what_for: For, why: &'static str) -> Package {
+    Package { name, why, what_for }
+}
+
+/// What compiles the kernel programs, unless rustup's nightly can.
+const COMPILER: [Package; 4] = [
+    package("rustc-web", For::Building, "a Rust compiler that knows BPF"),
+    package("libstd-rust-web-dev-bpf", For::Building, "its compiled core library for BPF"),
+    package("llvm-22-dev", For::Building, "the LLVM that bpf-linker is built against"),
+    package("libzstd-dev", For::Building, "which that LLVM is linked with"),
+];
+
+const PACKAGES: [Package; 13] = [
+    package("gcc", For::Building, "links the binaries"),
+    package("libc6-dev", For::Building, "the static C library"),
+    package(QEMU, For::Machines, "runs real kernels, in software if need be"),
+    package("busybox-static", For::Machines, "the small userland in the virtual machines"),
+    package("cpio", For::Machines, "packs their first root filesystem"),
+    package("kmod", For::Machines, "indexes the kernels' modules"),
+    package("xz-utils", For::Machines, "unpacks modules"),
+    package("zstd", For::Machines, "unpacks modules"),
+    package("gzip", For::Machines, "unpacks modules"),
+    package("e2fsprogs", For::Machines, "makes their disks"),
+    package("libc-bin", For::Machines, "finds the libraries that their programs need (ldd)"),
+    package("mmdebstrap", For::Demo, "makes the Debian root filesystem"),
+    package("debian-archive-keyring", For::Demo, "checks the packages that go into it"),
+];
+
+const QEMU: &str =
+    if cfg!(target_arch = "aarch64") { "qemu-system-arm" } else { "qemu-system-x86" };
+
+/// Makes the machine ready.
+///
+/// # Errors
+/// [`NotPossibleHere`] with the commands to run if this process may not run them; otherwise what
+/// went wrong.
+pub fn setup(what_for: For) -> Result<()> {
+    compiler_and_packages(what_for)?;
+    tool("bpf-linker", BPF_LINKER, "links the kernel programs", &linker_features())?;
+    println!("kernel programs: compiled by {}", ebpf::find_toolchain()?);
+    if what_for >= For::Tests {
+        tool("cargo-deny", CARGO_DENY, "checks licences and advisories", &[])?;
+    }
+    if what_for >= For::Machines {
+        for series in SERIES {
+            Kernel::of_series(series)?;
+        }
+    }
+    if what_for >= For::Demo {
+        debian::image()?;
+    }
+    Ok(())
+}
+
+fn compiler_and_packages(what_for: For) -> Result<()> {
+    let needs_compiler = ebpf::find_toolchain().is_err()
+        || (ebpf::find_linker().is_err() && !Path::new(LLVM).is_dir() && !has_nightly());
+    let wanted = COMPILER.iter().filter(|_| needs_compiler).chain(&PACKAGES);
+    let wanted: Vec<_> = wanted.filter(|package| package.what_for <= what_for).collect();
+    let is_debian = Path::new("/usr/bin/dpkg-query").is_file();
+    let missing: Vec<_> = if is_debian {
+        let installed = installed(&wanted)?;
+        wanted.into_iter().filter(|package| !installed.contains(package.name)).collect()
+    } else {
+        wanted
+    };
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.iter().map(|package| package.name);
+    let update = apt(["update"]);
+    let install = apt(["install", "--yes", "--no-install-recommends"].into_iter().chain(names));
+    let list: Vec<_> =
+        missing.iter().map(|package| format!("  {:26}{}", package.name, package.why)).collect();
+    let list = list.join("\n");
+    if !is_debian || !is_root() {
+        let reason = if is_debian { "needs root" } else { "knows how to on Debian 12 only" };
+        return Err(NotPossibleHere(format!(
+            "set-up {reason}. These are missing:\n{list}\nOn Debian 12, run as root:\n  {}\n  {}\n\
+             Elsewhere, install what does the same; instead of the first four, rustup's nightly \
+             with the component rust-src and bpf-linker {BPF_LINKER} will do.",
+            shown(&update),
+            shown(&install),
+        ))
+        .into());
+    }
+    println!("installing:\n{list}");
+    retry(|| run(&mut apt(["update", "-qq"])))?;
+    let names = missing.iter().map(|package| package.name);
+    let arguments = ["install", "--yes", "-qq", "--no-install-recommends"].into_iter().chain(names);
+    let mut install = apt(arguments);
+    retry(|| run(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(log("apt")?)))
+        .context("installing packages; the log is in the target folder, xtask/apt.log")
+}
+
+/// Where a talkative program's output goes.
+fn log(name: &str) -> Result<fs::File> {
+    let path = crate::build::work_dir()?.join(format!("{name}.log"));
+    fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn has_nightly() -> bool {
+    matches!(ebpf::find_toolchain(), Ok(ebpf::Toolchain::Nightly { .. }))
+}
+
+fn apt<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut apt = command("apt-get", ["-o", "Acquire::Retries=3"]);
+    apt.args(arguments);
+    apt
+}
+
+/// Those of the packages that are installed.
+fn installed(packages: &[&Package]) -> Result<BTreeSet<String>> {
+    let names = packages.iter().map(|package| package.name);
+    let mut query =
+        command("dpkg-query", ["--show", "--showformat", "${Package} ${db:Status-Status}\\n"]);
+    // Fails for names that it never heard of, but still answers for the others.
+    let output = query.args(names).output().context("asking dpkg-query")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let installed = text.lines().filter_map(|line| line.strip_suffix(" installed"));
+    Ok(installed.map(str::to_owned).collect())
+}
+
+/// Features to build the linker with: Debian's LLVM, or the one that rustup's compiler brings.
+fn linker_features() -> Vec<&'static str> {
+    match ebpf::find_toolchain() {
+        Ok(ebpf::Toolchain::Nightly { .. }) if !Path::new(LLVM).is_dir() => vec![],
+        _ => vec!["--no-default-features", "--features", "llvm-22"],
+    }
+}
+
+/// Installs a tool of crates.io into the cache folder, if it is not there in the right version.
+fn tool(name: &str, version: &str, why: &str, features: &[&str]) -> Result<()> {
+    let folder = ebpf::tools_dir()?;
+    let own = folder.join("bin").join(name);
+    let says = |program: &Path| text_of(Command::new(program).arg("--version")).unwrap_or_default();
+    let is_right = |program: &Path| says(program).split_whitespace().any(|word| word == version);
+    if is_right(&own) || is_right(Path::new(name)) {
+        return Ok(());
+    }
+    println!("installing {name} {version}: {why}");
+    let root = folder.to_string_lossy().into_owned();
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut install =
+        command(&cargo, ["install", "--quiet", "--locked", "--root", &root, "--version", version]);
+    install
+        .args(features)
+        .arg(name)
+        // A surrounding build must not reach into this one.
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_NET_RETRY", "5")
+        .env("LLVM_PREFIX", LLVM);
+    retry(|| run(&mut install)).with_context(|| format!("installing {name}"))
+}
+
+/// Tries three times: downloads break.
+fn retry(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    for wait in [2, 10] {
+        match attempt() {
+            Ok(()) => return Ok(()),
+            Err(error) => eprintln!("{error:#}; trying again in {wait} s"),
+        }
+        sleep(Duration::from_secs(wait));
+    }
+    attempt()
+}
+
+/// Whether this process is root.
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    // Real, effective, saved, filesystem.
+    uid.and_then(|uid| uid.split_whitespace().nth(1)).is_some_and(|uid| uid == "0")
+}

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -86,6 +86,8 @@ pub struct Vm<'a> {
     pub append: &'a str,
     /// When to give up.
     pub timeout: Duration,
+    /// Whether a USB stick with an ext4 filesystem is plugged in.
+    pub usb_stick: bool,
     /// What to run.
     pub command: &'a [String],
 }
@@ -103,6 +105,7 @@ impl<'a> Vm<'a> {
             mem: 1024,
             append: "",
             timeout: Duration::from_secs(600),
+            usb_stick: false,
             command,
         }
     }
@@ -137,6 +140,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         mem: args.mem,
         append: &args.append,
         timeout: Duration::from_secs(args.timeout),
+        usb_stick: false,
         command: &args.command,
     };
     let ended = vm.run(|line| {
@@ -172,18 +176,33 @@ impl Vm<'_> {
         let work = tempfile::tempdir_in(build::work_dir()?)?;
         let archive = work.path().join("initramfs.cpio");
         initramfs::write(
-            &Contents { kernel: self.kernel, built: self.built, files: self.files, command: self.command },
+            &Contents {
+                kernel: self.kernel,
+                built: self.built,
+                files: self.files,
+                command: self.command,
+            },
             &archive,
         )?;
         let disk = match self.rootfs {
-            Rootfs::Busybox => scratch_disk(work.path())?,
+            Rootfs::Busybox => empty_disk(work.path(), "scratch.img")?,
             Rootfs::Debian => debian::image()?,
         };
+        let mut devices = Vec::new();
+        if self.usb_stick {
+            let stick = empty_disk(work.path(), "stick.img")?;
+            devices = ["-device", "qemu-xhci", "-device", "usb-storage,drive=stick", "-drive"]
+                .map(OsString::from)
+                .into();
+            let mut drive = OsString::from("if=none,id=stick,format=raw,file=");
+            drive.push(stick);
+            devices.push(drive);
+        }
         // Software emulation of several processors dies in one boot of 150, before the first
         // process starts, of an int3 that the kernel's text patching left behind.
         for last_attempt in [false, true] {
             let marks = Marks::new();
-            let (ended, early_int3) = self.boot(&archive, &disk, &marks, &mut show)?;
+            let (ended, early_int3) = self.boot(&archive, &disk, &devices, &marks, &mut show)?;
             if !early_int3 || last_attempt {
                 return Ok(ended);
             }
@@ -196,10 +215,12 @@ impl Vm<'_> {
         &self,
         archive: &Path,
         disk: &Path,
+        devices: &[OsString],
         marks: &Marks,
         show: &mut impl FnMut(&str),
     ) -> Result<(Ended, bool)> {
-        let mut qemu = self.qemu(archive, disk, marks)?;
+        let mut qemu =
+            self.qemu(archive, disk, marks)?.args(devices).spawn().context("cannot start qemu")?;
         let console = qemu.stdout.take().context("qemu has no console")?;
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -214,7 +235,9 @@ impl Vm<'_> {
             }
         });
         let end = Instant::now() + self.timeout;
-        let (mut ended, mut started, mut int3) = (Ended::Lost("it ended before the command"), false, false);
+        let (mut ended, mut started, mut int3) =
+            (Ended::Lost("it ended before the command"), false, false);
+        let mut over = false;
         loop {
             match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => match marks.find(&line) {
@@ -225,12 +248,13 @@ impl Vm<'_> {
                         }
                         if let Some(code) = mark.strip_prefix("exit ") {
                             ended = Ended::Exited(code.trim().parse().unwrap_or(255));
+                            over = true;
                         }
                     }
                     None => {
                         int3 |= !started && line.contains("int3");
                         // The firmware and the boot loader are of no interest.
-                        if started || line.contains("panic") || line.contains("Oops") {
+                        if (started && !over) || line.contains("panic") || line.contains("Oops") {
                             show(&line);
                         }
                     }
@@ -247,10 +271,10 @@ impl Vm<'_> {
         Ok((ended, int3 && !started))
     }
 
-    fn qemu(&self, archive: &Path, disk: &Path, marks: &Marks) -> Result<Child> {
+    fn qemu(&self, archive: &Path, disk: &Path, marks: &Marks) -> Result<Command> {
         let machine = Machine::of_host()?;
         let mut append = format!(
-            "console={} quiet panic=-1 portcullis.nonce={} portcullis.rootfs={}",
+            "console={} quiet systemd.show_status=false panic=-1 portcullis.nonce={} portcullis.rootfs={}",
             machine.console,
             marks.nonce,
             match self.rootfs {
@@ -263,7 +287,16 @@ impl Vm<'_> {
         qemu.args(["-cpu", if self.icount { machine.counted_cpu } else { machine.cpu }]);
         if self.icount {
             // One virtual nanosecond an instruction, a fixed seed and a fixed clock.
-            qemu.args(["-accel", "tcg", "-icount", "shift=0,sleep=off", "-seed", "1", "-rtc", "base=2026-01-01,clock=vm"]);
+            qemu.args([
+                "-accel",
+                "tcg",
+                "-icount",
+                "shift=0,sleep=off",
+                "-seed",
+                "1",
+                "-rtc",
+                "base=2026-01-01,clock=vm",
+            ]);
             append.push_str(" nokaslr norandmaps tsc=reliable nohz=off random.trust_cpu=on");
         }
         append.push(' ');
@@ -271,7 +304,16 @@ impl Vm<'_> {
         let mut drive = OsString::from("if=virtio,format=raw,snapshot=on,file=");
         drive.push(disk);
         qemu.args(["-m", &self.mem.to_string(), "-smp", &self.smp.to_string()])
-            .args(["-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nodefaults"])
+            .args([
+                "-display",
+                "none",
+                "-monitor",
+                "none",
+                "-serial",
+                "stdio",
+                "-no-reboot",
+                "-nodefaults",
+            ])
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
@@ -283,7 +325,7 @@ impl Vm<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
-        qemu.spawn().with_context(|| format!("cannot start {}", machine.program))
+        Ok(qemu)
     }
 }
 
@@ -319,10 +361,10 @@ impl Machine {
     }
 }
 
-/// An empty ext4 disk, for scenarios that need a real filesystem.
-fn scratch_disk(folder: &Path) -> Result<PathBuf> {
+/// A disk with an empty ext4 filesystem. It has no partitions.
+fn empty_disk(folder: &Path, name: &str) -> Result<PathBuf> {
     const SIZE: u64 = 256 << 20;
-    let disk = folder.join("scratch.img");
+    let disk = folder.join(name);
     fs::File::create(&disk)?.set_len(SIZE)?;
     quietly(Command::new("/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&disk))?;
     Ok(disk)

@@ -1,0 +1,144 @@
+//! Driving the agent from inside a virtual machine, with the commands that a user would type.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// How long anything may take that the agent does. Software emulation is slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs `portcullis` with arguments, whatever comes out.
+pub fn portcullis(arguments: &[&str]) -> Result<Output> {
+    Command::new("portcullis")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .context("starting portcullis")
+}
+
+/// Runs `portcullis` and insists that it exits with `code`.
+pub fn expect(code: i32, arguments: &[&str]) -> Result<Output> {
+    let output = portcullis(arguments)?;
+    ensure!(
+        output.status.code() == Some(code),
+        "portcullis {} gave {} instead of {code}:\n{}{}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    Ok(output)
+}
+
+/// Runs `portcullis`, insists on success, and reads its output as JSON.
+pub fn json(arguments: &[&str]) -> Result<Value> {
+    Ok(serde_json::from_slice(&expect(0, arguments)?.stdout)?)
+}
+
+/// A policy in a folder of its own.
+pub struct Policy {
+    /// The policy file.
+    pub file: PathBuf,
+}
+
+impl Policy {
+    /// Lists everything that a scan of `paths` finds.
+    pub fn of(folder: &Path, paths: &[&str]) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let manifest = folder.join("base.manifest");
+        let mut arguments = vec!["scan", "-o", text(&manifest)?];
+        arguments.extend(paths);
+        expect(0, &arguments)?;
+        let file = folder.join("policy.toml");
+        expect(0, &["policy", "init", "--force", "--from", text(&manifest)?, "-o", text(&file)?])?;
+        Ok(Self { file })
+    }
+
+    /// Appends lines to the policy file.
+    pub fn append(&self, lines: &str) -> Result<()> {
+        let mut policy = fs::read_to_string(&self.file)?;
+        policy.push_str(lines);
+        Ok(fs::write(&self.file, policy)?)
+    }
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+/// An agent that runs in the background.
+pub struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    /// Starts it and waits until its gates stand.
+    pub fn start(policy: &Policy, mode: &str, more: &[&str]) -> Result<Self> {
+        let log = fs::File::create("/run/agent.log")?;
+        let mut child = Command::new("portcullis")
+            .args([
+                "run",
+                "--policy",
+                text(&policy.file)?,
+                "--mode",
+                mode,
+                "--events",
+                "/run/events.jsonl",
+            ])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("starting the agent")?;
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = child.try_wait()? {
+                bail!("the agent ended with {status}: {}", fs::read_to_string("/run/agent.log")?);
+            }
+            // Asked without starting a program, which might be refused.
+            if std::os::unix::net::UnixStream::connect("/run/portcullis/agent.sock").is_ok() {
+                return Ok(Self { child });
+            }
+            sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        bail!(
+            "the agent did not come up in {PATIENCE:?}: {}",
+            fs::read_to_string("/run/agent.log")?
+        )
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it with `portcullis stop`, which takes the gates down too.
+    pub fn stop(mut self) -> Result<()> {
+        expect(0, &["stop"])?;
+        let status = self.child.wait()?;
+        ensure!(
+            status.success(),
+            "the agent ended with {status}: {}",
+            fs::read_to_string("/run/agent.log")?
+        );
+        // The kernel detaches up to 100 ms after the last link is gone.
+        sleep(Duration::from_millis(300));
+        Ok(())
+    }
+
+    /// Sends it a signal and returns how it ended.
+    pub fn signal(mut self, signal: rustix::process::Signal) -> Result<std::process::ExitStatus> {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)?;
+        Ok(self.child.wait()?)
+    }
+}

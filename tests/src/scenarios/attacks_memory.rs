@@ -1,0 +1,177 @@
+//! Files that live in memory, and mappings that are more than they seem.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::{fs::FileExt, process::CommandExt},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Result, ensure};
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
+
+use super::{base_policy, fresh, list};
+use crate::{
+    agent::Agent,
+    attack::{self, Attack, Attempt, evil, exec_descriptor, good, install, map_as_code},
+};
+
+/// A memfd is not counted among a file's writers, so its content could be changed behind a
+/// verdict: only sealed ones are judged by content.
+pub fn files() -> Result<()> {
+    let lab = fresh("/tmp/memory")?;
+    let listed = lab.join("listed");
+    install(&listed, &good("memfd")?)?;
+    let policy = base_policy(&[&listed])?;
+    let memory_file = || -> Result<fs::File> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = fs::File::from(memfd_create("listed", flags)?);
+        file.write_all(&good("memfd")?)?;
+        Ok(file)
+    };
+    let changed_after_verdict = || {
+        let file = memory_file()?;
+        // What is listed; without gates it exits with its own code, which says nothing.
+        let _ = exec_descriptor(&file);
+        file.write_all_at(&evil("memfd")?, 0)?;
+        exec_descriptor(&file)
+    };
+    let shared_memory = || shared_memory_as_code();
+    let unsealed: &[&str] = &["unsealed"];
+    attack::run(
+        &policy,
+        &[
+            Attack {
+                name: "memfd changed after its verdict".into(),
+                attempt: &changed_after_verdict,
+                reasons: unsealed,
+            },
+            Attack {
+                name: "System V shared memory as code".into(),
+                attempt: &shared_memory,
+                reasons: unsealed,
+            },
+        ],
+    )?;
+    // A sealed one with listed content runs: container runtimes start themselves that way.
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    let file = memory_file()?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)?;
+    let path =
+        format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
+    let status = Command::new(path).status()?;
+    ensure!(
+        status.code() == Some(i32::from(attack::GOOD)),
+        "a sealed memfd with listed content: {status}"
+    );
+    agent.stop()
+}
+
+fn shared_memory_as_code() -> Result<Attempt> {
+    // SAFETY: a new segment, attached and detached here and marked for removal.
+    unsafe {
+        let segment = libc::shmget(libc::IPC_PRIVATE, 4096, libc::IPC_CREAT | 0o700);
+        ensure!(segment >= 0, "shmget failed");
+        let address = libc::shmat(segment, std::ptr::null(), libc::SHM_EXEC);
+        let refused = address as isize == -1
+            && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+        if address as isize != -1 {
+            libc::shmdt(address);
+        }
+        libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut());
+        Ok(if refused { Attempt::Refused } else { Attempt::Ran })
+    }
+}
+
+/// Mappings whose protection is not what was asked for, of files that are none, and of files that
+/// are too large to hash.
+pub fn mappings() -> Result<()> {
+    let lab = fresh("/data/mappings")?;
+    let data = lab.join("data");
+    install(&data, b"no program, but mapped as if it were one")?;
+    let giant = lab.join("giant");
+    let file = fs::File::create(&giant)?;
+    file.set_len(100 << 30)?;
+    drop(file);
+    let listed = lab.join("listed");
+    install(&listed, &good("mapped by others")?)?;
+    let policy = base_policy(&[])?;
+    list(&policy, &listed, &["executable"])?;
+
+    let implied = || implied_exec(&data);
+    let huge = || map_as_code(&giant);
+    let device = || map_as_code(Path::new("/dev/zero"));
+    let others = || map_as_code(&listed);
+    let wrong_kind: &[&str] = &["wrong-kind"];
+    attack::run(
+        &policy,
+        &[
+            Attack::unlisted("reading maps as code with READ_IMPLIES_EXEC", &implied),
+            Attack {
+                name: "a sparse file of 100 GB".into(),
+                attempt: &huge,
+                reasons: &["too-large"],
+            },
+            Attack { name: "/dev/zero as code".into(), attempt: &device, reasons: &["not-a-file"] },
+            Attack {
+                name: "a program mapped by another".into(),
+                attempt: &others,
+                reasons: wrong_kind,
+            },
+        ],
+    )?;
+    // What is no code is nobody's business.
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    let file = fs::File::open(&data)?;
+    // SAFETY: a new mapping that is never touched.
+    let address =
+        unsafe { mmap(std::ptr::null_mut(), 16, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) }?;
+    // SAFETY: mapped above with this length.
+    unsafe { munmap(address, 16) }?;
+    // SAFETY: as above, and of memory without a file.
+    let address = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            16,
+            ProtFlags::READ | ProtFlags::EXEC,
+            MapFlags::PRIVATE,
+        )
+    }?;
+    // SAFETY: mapped above with this length.
+    unsafe { munmap(address, 16) }?;
+    agent.stop()
+}
+
+/// Maps a file for reading only, in a process in which that means executing too.
+fn implied_exec(path: &Path) -> Result<Attempt> {
+    let mut command = Command::new("/usr/bin/portcullis-guest");
+    command.arg("map-for-reading").arg(path);
+    const READ_IMPLIES_EXEC: libc::c_ulong = 0x040_0000;
+    // SAFETY: only makes one system call between fork and exec; the setting survives the exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::personality(READ_IMPLIES_EXEC);
+            Ok(())
+        });
+    }
+    attack::exec(&mut command)
+}
+
+/// The other half of it: exits like the attacker's program if the mapping was made.
+pub fn map_for_reading(path: &Path) -> Result<u8> {
+    let file = fs::File::open(path)?;
+    // The exec has cleared the setting for a program whose stack is marked as not executable.
+    const READ_IMPLIES_EXEC: libc::c_ulong = 0x040_0000;
+    // SAFETY: changes how this process maps from now on, and nothing else.
+    unsafe { libc::personality(READ_IMPLIES_EXEC) };
+    // SAFETY: a new mapping that is never touched.
+    match unsafe { mmap(std::ptr::null_mut(), 16, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) } {
+        Ok(_) => Ok(attack::EVIL),
+        Err(rustix::io::Errno::PERM) => Ok(126),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,197 @@
+//! What is not as it should be: one clear line, the right exit code, and nothing changed.
+
+use std::{fs, os::unix::process::CommandExt, path::Path, process::Command};
+
+use anyhow::{Result, ensure};
+
+use super::{base_policy, fresh, list, sha256};
+use crate::{
+    agent::{Agent, expect, json, text},
+    attack::{good, install},
+};
+
+/// Policies, manifests and arguments of every wrong kind.
+pub fn bad_input() -> Result<()> {
+    let lab = fresh("/run/bad")?;
+    let head = "name = \"p\"\nversion = 1\nmode = \"audit\"\n";
+    let digest = "a".repeat(64);
+    let write = |name: &str, content: &[u8]| -> Result<String> {
+        let path = lab.join(name);
+        fs::write(&path, content)?;
+        Ok(text(&path)?.to_owned())
+    };
+    let ours = format!("# portcullis manifest 1\n# kinds: library\n{digest}  /a\n");
+    write("cut.manifest", ours.as_bytes())?;
+    write("binary.manifest", b"\x7fELF\x02\x01\x01")?;
+    fs::File::create(lab.join("huge.manifest"))?.set_len(1 << 33)?;
+    let include = |name: &str| format!("{head}include = [\"{name}\"]\n");
+    let cases: [(&str, String, &str); 14] = [
+        ("missing.toml", String::new(), "cannot be read: No such file"),
+        ("empty.toml", String::new(), "`name` is missing"),
+        ("syntax.toml", format!("{head}[[allow]\n"), "not valid TOML"),
+        ("mode.toml", head.replace("audit", "observe"), ":3:8: unknown mode \"observe\""),
+        ("version.toml", head.replace("= 1", "= -1"), ":2:11: `version` must be a whole number"),
+        (
+            "key.toml",
+            format!("{head}alow = []\n"),
+            ":4:1: unknown key `alow` in a policy; did you mean `allow`?",
+        ),
+        (
+            "short.toml",
+            format!("{head}[[allow]]\ndigest = \"ab\"\nkinds = [\"library\"]\n"),
+            ":5:10: a digest of 2 digits",
+        ),
+        (
+            "kind.toml",
+            format!("{head}[[allow]]\ndigest = \"{digest}\"\nkinds = [\"plugin\"]\n"),
+            ":6:10: unknown kind \"plugin\"",
+        ),
+        (
+            "both.toml",
+            format!(
+                "{head}[[allow]]\ndigest = \"{digest}\"\nkinds = [\"library\"]\n[[deny]]\ndigest = \"{digest}\"\n"
+            ),
+            ":8:1: digest aaaaaaaaaaaa… is denied here and allowed in line 5",
+        ),
+        ("gone.toml", include("nowhere"), ":4:12: includes /run/bad/nowhere, which cannot be read"),
+        ("folder.toml", include("."), "is not a file"),
+        (
+            "cut.toml",
+            include("cut.manifest"),
+            "cut.manifest: ends after 1 entries without an end line",
+        ),
+        (
+            "binary.toml",
+            include("binary.manifest"),
+            "binary.manifest:1:1: `\u{7f}` is not a hexadecimal digit",
+        ),
+        ("huge.toml", include("huge.manifest"), "is larger than 256 MiB"),
+    ];
+    for (name, content, expected) in &cases {
+        let path = if *name == "missing.toml" {
+            text(&lab.join(name))?.to_owned()
+        } else {
+            write(name, content.as_bytes())?
+        };
+        for command in [&["policy", "check", &path][..], &["run", "--policy", &path]] {
+            let output = expect(2, command)?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(
+                said.contains(expected) && said.contains("/run/bad/"),
+                "{name}: {said:?} lacks {expected:?}"
+            );
+        }
+    }
+    for (arguments, code) in [
+        (&["run"][..], 2),
+        (&["frobnicate"], 2),
+        (&["run", "--policy", "/dev/zero"], 2),
+        (&["run", "--policy", "/run/bad"], 2),
+        (&["scan", "/nowhere", "-o", "/run/bad/m"], 2),
+        (&["scan", "/bin", "-o", "/nowhere/m"], 2),
+        (&["policy", "init", "--from", "/nowhere", "-o", "/run/bad/p.toml"], 2),
+        (&["policy", "init", "--from", "/run/bad/cut.manifest", "-o", "/run/bad/p.toml"], 2),
+        (&["policy", "init", "--from", "/run/bad/cut.manifest", "-o", "/run/bad/empty.toml"], 2),
+        (&["explain", "/nowhere"], 2),
+        (&["mode", "off"], 2),
+        (&["mode"], 3),
+        (&["events"], 3),
+    ] {
+        let output = expect(code, arguments)?;
+        ensure!(!output.stderr.is_empty(), "{arguments:?} says nothing");
+    }
+    ensure!(!lab.join("p.toml").exists() && !lab.join("m").exists(), "something was half made");
+
+    // Without privilege.
+    let policy = base_policy(&[])?;
+    let output = Command::new("portcullis")
+        .args(["run", "--policy", text(&policy.file)?])
+        .uid(65534)
+        .gid(65534)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(3)
+            && said.contains("run it as root")
+            && said.lines().count() == 1,
+        "{said}"
+    );
+    // An event file that cannot be.
+    let output =
+        expect(2, &["run", "--policy", text(&policy.file)?, "--events", "/nowhere/events"])?;
+    ensure!(
+        String::from_utf8_lossy(&output.stderr).contains("/nowhere/events: No such file"),
+        "{output:?}"
+    );
+    Ok(())
+}
+
+/// `explain` says what the gates will do, for files of every sort.
+pub fn explain() -> Result<()> {
+    let lab = fresh("/tmp/explain")?;
+    let at = |name: &str| lab.join(name);
+    install(&at("listed"), &good("explain")?)?;
+    install(&at("unlisted"), &good("explain, another")?)?;
+    install(&at("script"), b"#!/bin/sh\nexit 0\n")?;
+    install(&at("denied"), &good("explain, denied")?)?;
+    install(&at("text"), b"nothing that runs\n")?;
+    fs::File::create(at("giant"))?.set_len(100 << 30)?;
+    std::os::unix::fs::symlink(at("listed"), at("link"))?;
+    let policy = base_policy(&[&at("listed")])?;
+    list(&policy, &at("script"), &["library"])?;
+    policy.append(&format!("\n[[deny]]\ndigest = \"{}\"\n", sha256(&at("denied"))?))?;
+    let expectations: [(&str, &str, &[(&str, &str)]); 9] = [
+        ("/tmp/explain/listed", "allow", &[("executable", "listed")]),
+        ("/tmp/explain/link", "allow", &[("executable", "listed")]),
+        ("/tmp/explain/unlisted", "no", &[("executable", "unlisted")]),
+        ("/tmp/explain/script", "no", &[("script", "wrong-kind")]),
+        ("/tmp/explain/denied", "no", &[("executable", "denied")]),
+        ("/tmp/explain/text", "allow", &[]),
+        ("/dev/zero", "no", &[("library", "not-a-file")]),
+        ("/usr/bin/bash", "allow", &[("executable", "listed")]),
+        ("/bin/busybox", "allow", &[("executable", "listed")]),
+    ];
+    let check = |more: &[&str], mode: &str| -> Result<()> {
+        for (path, answer, uses) in &expectations {
+            let allowed = *answer == "allow";
+            let mut arguments = vec!["explain", "--json", path];
+            arguments.extend(more);
+            let output = expect(if allowed { 0 } else { 1 }, &arguments)?;
+            let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+            let seen: Vec<_> = answer[0]["uses"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|one| {
+                    (one["kind"].as_str().unwrap_or("?"), one["reason"].as_str().unwrap_or("?"))
+                })
+                .collect();
+            ensure!(seen == *uses, "{path}: {answer}");
+            ensure!(answer[0]["mode"] == mode, "{path}: {answer}");
+            if path.starts_with("/tmp/explain/l") {
+                ensure!(answer[0]["digest"] == sha256(Path::new(path))?, "{answer}");
+            }
+        }
+        Ok(())
+    };
+    // Without an agent, from the file alone.
+    check(&["--policy", text(&policy.file)?], "audit")?;
+    for mode in ["audit", "enforce"] {
+        let agent = Agent::start(&policy, mode, &["--skip-preflight"])?;
+        check(&[], mode)?;
+        agent.stop()?;
+    }
+    // A giant, and a FIFO that nobody writes to, take no time.
+    expect(0, &["explain", "/tmp/explain/giant", "--policy", text(&policy.file)?])?;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        at("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )?;
+    expect(1, &["explain", "/tmp/explain/fifo", "--policy", text(&policy.file)?])?;
+    let shown = json(&["explain", "--json", "/usr/bin/bash", "--policy", text(&policy.file)?])?;
+    ensure!(shown[0]["rule"]["file"] == "/run/policy/base.manifest", "{shown}");
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The scenarios. Each proves one thing on a real kernel, from nothing to nothing: it starts the
+//! agent that it needs and leaves no gates behind.
+
+mod attacks_change;
+mod attacks_exec;
+mod attacks_library;
+mod attacks_memory;
+mod bad_input;
+mod events_stream;
+mod kernel_checks;
+mod life;
+mod policy_size;
+mod scan;
+mod soak;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Result, ensure};
+
+use crate::agent::{Policy, text};
+
+pub use attacks_memory::map_for_reading;
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name, for `cargo xtask test --only NAME`.
+    pub name: &'static str,
+    /// What the machine must be like; scenarios with the same needs share a boot.
+    pub machine: &'static str,
+    /// What it proves.
+    pub run: fn() -> Result<()>,
+}
+
+/// The usual machine: nothing on the kernel's command line.
+const USUAL: &str = "";
+
+const fn usual(name: &'static str, run: fn() -> Result<()>) -> Scenario {
+    Scenario { name, machine: USUAL, run }
+}
+
+const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) -> Scenario {
+    Scenario { name, machine, run }
+}
+
+/// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
+/// `smp2` (two processors) and `usb` (a stick with an ext4 filesystem).
+pub const ALL: &[Scenario] = &[
+    usual("exec-unlisted", attacks_exec::unlisted),
+    usual("exec-through-loader", attacks_exec::loader),
+    usual("exec-from-memory", attacks_exec::memory),
+    usual("exec-by-content-only", attacks_exec::content_only),
+    usual("exec-scripts", attacks_exec::scripts),
+    usual("exec-kinds", attacks_exec::kinds),
+    on("usb;", "exec-from-usb-stick", attacks_exec::usb_stick),
+    usual("library-unlisted", attacks_library::unlisted),
+    usual("change-after-verdict", attacks_change::after_verdict),
+    usual("change-while-open", attacks_change::while_open),
+    on("smp2;", "change-races-with-hash", attacks_change::races_with_hash),
+    usual("memory-files", attacks_memory::files),
+    usual("memory-mappings", attacks_memory::mappings),
+    usual("events-flood", events_stream::flood),
+    usual("events-schema", events_stream::schema),
+    usual("events-full-disk", events_stream::full_disk),
+    usual("agent-ends", life::ends),
+    usual("agent-restart-without-gap", life::restart_without_gap),
+    usual("agent-refuses-to-brick", life::refuses_to_brick),
+    usual("agent-footprint", life::footprint),
+    usual("agent-requests", life::requests),
+    usual("bad-input", bad_input::bad_input),
+    usual("explain", bad_input::explain),
+    usual("policy-100000-digests", policy_size::hundred_thousand),
+    usual("scan", scan::scan),
+    on("smp2;", "audit-soak", soak::audit),
+    usual("doctor", kernel_checks::good_kernel),
+    on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),
+    on(";ima_hash=sha1", "doctor-with-sha1", kernel_checks::with_sha1),
+    on(";lockdown=confidentiality", "lockdown", kernel_checks::locked_down),
+];
+
+/// Runs the named scenarios one after the other and says how each came out.
+pub fn run(names: &[&str]) -> ExitCode {
+    let mut failed = false;
+    for name in names {
+        let Some(scenario) = ALL.iter().find(|scenario| scenario.name == *name) else {
+            println!("no scenario {name}");
+            failed = true;
+            continue;
+        };
+        let start = Instant::now();
+        println!("scenario {name}");
+        let done = (scenario.run)().and_then(|()| leaves_nothing());
+        let seconds = start.elapsed().as_secs_f32();
+        match done {
+            Ok(()) => println!("@@scenario {name} ok {seconds:.1}"),
+            Err(error) => {
+                println!("{error:?}");
+                println!("@@scenario {name} failed {seconds:.1}");
+                failed = true;
+                // For those that come after it in this boot.
+                let _ = Command::new("portcullis").arg("stop").status();
+            }
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn leaves_nothing() -> Result<()> {
+    let pins = fs::read_dir("/sys/fs/bpf/portcullis").map_or(0, Iterator::count);
+    ensure!(pins == 0, "gates are left in /sys/fs/bpf/portcullis");
+    let _ = fs::remove_file(crate::events::FILE);
+    Ok(())
+}
+
+/// A folder that is empty.
+fn fresh(path: &str) -> Result<&Path> {
+    let folder = Path::new(path);
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder)?;
+    Ok(folder)
+}
+
+/// A policy that lists the machine's own files, and the extra ones.
+fn base_policy(listed: &[&Path]) -> Result<Policy> {
+    const SCANNED: &str = "/run/base";
+    let base = Path::new(SCANNED);
+    if !base.join("policy.toml").exists() {
+        // Not /files, where the attacker's things are.
+        let system = ["/bin", "/init", "/lib", "/lib64", "/sbin", "/usr"];
+        let system: Vec<_> = system.into_iter().filter(|path| Path::new(path).exists()).collect();
+        Policy::of(base, &system)?;
+    }
+    let folder = fresh("/run/policy")?;
+    for name in ["base.manifest", "policy.toml"] {
+        fs::copy(base.join(name), folder.join(name))?;
+    }
+    let policy = Policy { file: folder.join("policy.toml") };
+    for path in listed {
+        list(&policy, path, &["executable"])?;
+    }
+    Ok(policy)
+}
+
+/// Lists a file's present content in a policy.
+fn list(policy: &Policy, path: &Path, kinds: &[&str]) -> Result<()> {
+    let digest = sha256(path)?;
+    policy.append(&format!(
+        "\n[[allow]]\ndigest = \"{digest}\"\nkinds = {kinds:?}\npath = {:?}\n",
+        text(path)?
+    ))
+}
+
+/// What `sha256sum` says of a file.
+fn sha256(path: &Path) -> Result<String> {
+    let output = Command::new("/usr/bin/sha256sum").arg("--").arg(path).output()?;
+    ensure!(output.status.success(), "sha256sum {}", path.display());
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.trim_start_matches('\\').split(' ').next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,74 @@
+//! Audit mode is invisible.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{base_policy, fresh};
+use crate::{
+    agent::{Agent, json},
+    attack::{good, install},
+};
+
+/// Starts of programs, in which nothing may differ.
+const STARTS: usize = 10_000;
+
+/// Thousands of starts of listed and unlisted programs, scripts and pipelines come out exactly as
+/// without us.
+pub fn audit() -> Result<()> {
+    let lab = fresh("/data/soak")?;
+    let small = lab.join("small");
+    install(&small, &good("soak")?)?;
+    let mut unlisted = fs::read("/usr/bin/cat")?;
+    unlisted.extend(b"unlisted");
+    install(&lab.join("cat"), &unlisted)?;
+    install(&lab.join("script"), b"#!/bin/sh\necho \"$1\" | /data/soak/cat\nexit $(($1 % 5))\n")?;
+    install(&lab.join("broken"), b"#!/nowhere/interpreter\n")?;
+    install(&lab.join("no-program"), b"neither binary nor script\n")?;
+    let without = outcomes(lab)?;
+    let agent = Agent::start(&base_policy(&[])?, "audit", &[])?;
+    let start = Instant::now();
+    let with = outcomes(lab)?;
+    println!("  {STARTS} starts in audit mode took {:.0} s", start.elapsed().as_secs_f32());
+    for (number, (without, with)) in without.iter().zip(&with).enumerate() {
+        ensure!(without == with, "start {number}: {without:?} without us, {with:?} in audit mode");
+    }
+    let status = json(&["status", "--json"])?;
+    let gates = status["gates"].as_array().context("gates")?;
+    for gate in gates {
+        ensure!(gate["denied"] == 0, "{gate}");
+    }
+    ensure!(gates.iter().any(|gate| gate["would_deny"].as_u64() > Some(0)), "{status}");
+    ensure!(status["health"] == "ok", "{status}");
+    agent.stop()
+}
+
+/// Exit code or error, and output, of every start.
+fn outcomes(lab: &Path) -> Result<Vec<(Option<i32>, Vec<u8>)>> {
+    let mut outcomes = Vec::with_capacity(STARTS);
+    for number in 0..STARTS {
+        let argument = number.to_string();
+        // Mostly the quickest, so that there can be many; every sort several hundred times.
+        let (program, arguments) = match number % 40 {
+            0 => (lab.join("script"), vec![argument.as_str()]),
+            1 => (lab.join("cat"), vec!["/etc/passwd"]),
+            2 => ("/usr/bin/id".into(), vec!["-u"]),
+            3 => (lab.join("broken"), vec![]),
+            4 => (lab.join("no-program"), vec![]),
+            5 => ("/nowhere".into(), vec![]),
+            6 => ("/usr/bin/env".into(), vec!["-i", "/bin/echo", argument.as_str()]),
+            _ => (lab.join("small"), vec![]),
+        };
+        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+        outcomes.push(match output {
+            Ok(output) => (output.status.code(), [output.stdout, output.stderr].concat()),
+            Err(error) => (error.raw_os_error().map(|errno| -errno), Vec::new()),
+        });
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,262 @@
+//! Every check there is, in the order in which they find the most for the least time.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use portcullis_ebpf_build::tools_dir;
+
+use crate::{
+    build::{self, Built},
+    command::{command, quietly, run, text_of},
+    kernel::{Kernel, SERIES},
+    root, setup,
+    vm::{Ended, Vm},
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Test on this series or image only (may be given several times; default: 6.1 and 6.12)
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// The modules of a kernel that is named by its image
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+    /// Run only the scenarios with these names, and none of the other checks
+    #[arg(long, value_name = "SCENARIO")]
+    only: Vec<String>,
+}
+
+/// Scenarios that share a boot at most, so that a machine that dies takes few with it and all
+/// processors have work.
+const BATCH: usize = 5;
+
+/// How long a batch may take.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+pub fn test(args: &Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    setup::setup(setup::For::Tests)?;
+    if args.only.is_empty() {
+        step("format", format)?;
+        step("lints", lints)?;
+        step("unit tests", || run(cargo(["test", "--workspace", "--quiet"]).current_dir(root())))?;
+        step("licences and sources", licences)?;
+    }
+    let built = build::build()?;
+    let series: Vec<_> = SERIES.map(str::to_owned).into();
+    let kernels = if args.kernel.is_empty() { &series } else { &args.kernel };
+    let kernels: Vec<_> = kernels
+        .iter()
+        .map(|kernel| Kernel::find(kernel, args.modules.as_deref()))
+        .collect::<Result<_>>()?;
+    let failed = scenarios(&built, &kernels, &args.only)?;
+    println!("\nall checks took {} s", start.elapsed().as_secs());
+    if failed == 0 {
+        println!("everything passed");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        println!("{failed} scenarios FAILED");
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    println!("== {name}");
+    check().with_context(|| format!("{name} failed"))?;
+    println!("   ok, {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), arguments)
+}
+
+fn format() -> Result<()> {
+    for folder in [root(), root().join("agent-ebpf")] {
+        run(cargo(["fmt", "--all", "--check"]).current_dir(folder))?;
+    }
+    Ok(())
+}
+
+fn lints() -> Result<()> {
+    let arguments =
+        ["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"];
+    run(cargo(arguments).current_dir(root()))
+}
+
+/// Licences, duplicate and banned dependencies, and where dependencies come from. Advisories need
+/// a database that is not in the registry: `cargo deny check advisories` where it can be had.
+fn licences() -> Result<()> {
+    let deny = tools_dir()?.join("bin/cargo-deny");
+    for manifest in ["Cargo.toml", "agent-ebpf/Cargo.toml"] {
+        let mut check = Command::new(&deny);
+        check.arg("--log-level=error").arg("--manifest-path").arg(root().join(manifest));
+        run(check
+            .args(["check", "--config"])
+            .arg(root().join("deny.toml"))
+            .args(["bans", "licenses", "sources"]))?;
+    }
+    Ok(())
+}
+
+/// Scenarios that run in one machine.
+struct Batch<'a> {
+    kernel: &'a Kernel,
+    machine: String,
+    names: Vec<String>,
+}
+
+/// Runs the scenarios on every kernel, and returns how many failed.
+fn scenarios(built: &Built, kernels: &[Kernel], only: &[String]) -> Result<usize> {
+    let files = tempfile::tempdir_in(build::work_dir()?)?;
+    attackers_files(files.path())?;
+    let batches = batches(built, kernels, only)?;
+    let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    println!("== {total} scenarios on {} kernels, in {} machines", kernels.len(), batches.len());
+    let queue = Mutex::new(VecDeque::from(batches));
+    let failed = Mutex::new(0);
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(batch) =
+                    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+                {
+                    let bad = run_batch(built, files.path(), &batch);
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) += bad;
+                }
+            });
+        }
+    });
+    Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What the attacks need that cannot be made inside of the machine: compiled libraries.
+fn attackers_files(folder: &Path) -> Result<()> {
+    let source = |name: &str| root().join("tests/files").join(name);
+    let library = folder.join("libevil.so");
+    quietly(
+        Command::new("gcc")
+            .args(["-shared", "-fPIC", "-Wl,-soname,libevil.so", "-o"])
+            .arg(&library)
+            .arg(source("evil.c")),
+    )?;
+    quietly(
+        Command::new("gcc")
+            .arg("-o")
+            .arg(folder.join("needs_evil"))
+            .arg(source("needs_evil.c"))
+            .arg(&library),
+    )?;
+    Ok(())
+}
+
+fn batches<'a>(built: &Built, kernels: &'a [Kernel], only: &[String]) -> Result<Vec<Batch<'a>>> {
+    let list = text_of(Command::new(&built.guest).arg("list"))?;
+    let mut all: Vec<(&str, &str)> =
+        list.lines().filter_map(|line| line.split_once('\t')).collect();
+    ensure!(!all.is_empty(), "the guest program lists no scenario");
+    for name in only {
+        ensure!(
+            all.iter().any(|(known, _)| known == name),
+            "no scenario {name}; there are:\n{list}"
+        );
+    }
+    all.retain(|(name, _)| only.is_empty() || only.iter().any(|wanted| wanted == name));
+    // Those with the same needs together.
+    all.sort_by_key(|(_, machine)| *machine);
+    let mut batches = Vec::new();
+    for kernel in kernels {
+        for same in all.chunk_by(|(_, a), (_, b)| a == b) {
+            for few in same.chunks(BATCH) {
+                batches.push(Batch {
+                    kernel,
+                    machine: same[0].1.to_owned(),
+                    names: few.iter().map(|(name, _)| (*name).to_owned()).collect(),
+                });
+            }
+        }
+    }
+    Ok(batches)
+}
+
+/// Runs one machine, says how each scenario came out, and returns how many failed.
+fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
+    let Batch { kernel, machine, names } = batch;
+    let mut console = String::new();
+    let mut passed = Vec::new();
+    let ended = boot(built, files, batch, |line| {
+        console.push_str(line);
+        console.push('\n');
+        let words: Vec<_> = line.split(' ').collect();
+        if let ["@@scenario", name, outcome, seconds] = words[..] {
+            // One write, as several machines talk at the same time.
+            let shown = format!("   {:>6} {outcome:<6} {name} ({seconds} s)\n", kernel.name);
+            let _ = std::io::stdout().write_all(shown.as_bytes());
+            if outcome == "ok" {
+                passed.push(name.to_owned());
+            }
+        }
+    });
+    let failed: Vec<_> = names.iter().filter(|name| !passed.contains(name)).collect();
+    if failed.is_empty() && matches!(ended, Ok(Ended::Exited(0))) {
+        return 0;
+    }
+    let kept = keep_console(kernel, names, &console);
+    let why = match ended {
+        Ok(Ended::Exited(_)) => String::new(),
+        Ok(Ended::Lost(why)) => format!("; the machine was lost: {why}"),
+        Err(error) => format!("; the machine did not run: {error:#}"),
+    };
+    let tail: Vec<_> = console.lines().rev().take(40).collect();
+    let tail: String = tail.iter().rev().map(|line| format!("      | {line}\n")).collect();
+    let shown = format!(
+        "   {:>6} FAILED {failed:?} on machine {machine:?}{why}; console: {kept}\n{tail}",
+        kernel.name
+    );
+    let _ = std::io::stdout().write_all(shown.as_bytes());
+    failed.len().max(1)
+}
+
+fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) -> Result<Ended> {
+    let (flags, append) = batch.machine.split_once(';').unwrap_or_default();
+    let mut words: Vec<String> = ["portcullis-guest", "scenario"].map(str::to_owned).into();
+    words.extend(batch.names.iter().cloned());
+    let mut vm = Vm::new(batch.kernel, built, &words);
+    for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
+        match flag {
+            "smp2" => vm.smp = 2,
+            "usb" => vm.usb_stick = true,
+            other => bail!("a machine with {other} is not known"),
+        }
+    }
+    vm.files = Some(files);
+    vm.append = append;
+    vm.timeout = TIMEOUT;
+    vm.run(show)
+}
+
+fn keep_console(kernel: &Kernel, names: &[String], console: &str) -> String {
+    let first = names.first().map_or("none", String::as_str);
+    let keep = || -> Result<PathBuf> {
+        let folder = build::work_dir()?.join("consoles");
+        fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{}-{first}.log", kernel.name));
+        fs::write(&path, console)?;
+        Ok(path)
+    };
+    keep().map_or_else(
+        |error| format!("could not be kept: {error:#}"),
+        |path| path.display().to_string(),
+    )
+}
