@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::events;
+
 /// How long anything may take that the agent does. Software emulation is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -82,17 +84,14 @@ pub struct Agent {
 impl Agent {
     /// Starts it and waits until its gates stand.
     pub fn start(policy: &Policy, mode: &str, more: &[&str]) -> Result<Self> {
+        Self::start_with(policy, mode, events::FILE, more)
+    }
+
+    /// The same with an event file of its own.
+    pub fn start_with(policy: &Policy, mode: &str, events: &str, more: &[&str]) -> Result<Self> {
         let log = fs::File::create("/run/agent.log")?;
         let mut child = Command::new("portcullis")
-            .args([
-                "run",
-                "--policy",
-                text(&policy.file)?,
-                "--mode",
-                mode,
-                "--events",
-                "/run/events.jsonl",
-            ])
+            .args(["run", "--policy", text(&policy.file)?, "--mode", mode, "--events", events])
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

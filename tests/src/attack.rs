@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     fs,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::ExitStatusExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitStatus, Stdio},
 };
 
@@ -166,10 +166,9 @@ pub fn exec_descriptor(file: &fs::File) -> Result<Attempt> {
 
 /// Whether running `command` made the file that the attacker's library makes when its code runs.
 pub fn library_runs(command: &mut Command) -> Result<Attempt> {
-    let proof = PathBuf::from("/run/evil-ran");
-    let _ = fs::remove_file(&proof);
+    let proof = Path::new("/run/evil-ran");
+    let _ = fs::remove_file(proof);
     let status = command
-        .env("EVIL_RAN", &proof)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

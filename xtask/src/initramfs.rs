@@ -72,30 +72,26 @@ const PROGRAMS: &[&str] = &[
 pub fn write(contents: &Contents<'_>, out: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let root = work.path();
-    for folder in [
-        "bin",
-        "sbin",
-        "usr/bin",
-        "etc",
-        "proc",
-        "sys",
-        "dev",
-        "run",
-        "tmp",
-        "root",
-        "mnt",
-        "portcullis",
-    ] {
+    for folder in ["etc", "proc", "sys", "dev", "run", "tmp", "root", "mnt", "portcullis"] {
         fs::create_dir_all(root.join(folder))?;
     }
+    // As on Debian and most others.
+    for merged in ["bin", "sbin", "lib", "lib64"] {
+        fs::create_dir_all(root.join("usr").join(merged))?;
+        symlink(Path::new("usr").join(merged), root.join(merged))?;
+    }
     copy(Path::new("/bin/busybox"), &root.join("bin/busybox")).context("the static busybox")?;
+    dynamic_programs(root)?;
     let applets = text_of(&mut command("/bin/busybox", ["--list"]))?;
-    for applet in applets.lines().filter(|name| *name != "busybox") {
-        symlink("/bin/busybox", root.join("bin").join(applet))?;
+    for applet in applets.lines() {
+        let name = root.join("bin").join(applet);
+        if !name.exists() {
+            symlink("busybox", name)?;
+        }
     }
     // The kernel calls it by this name to load modules on demand.
-    symlink("/bin/busybox", root.join("sbin/modprobe"))?;
-    symlink("/init", root.join("sbin/init"))?;
+    symlink("../bin/busybox", root.join("sbin/modprobe"))?;
+    symlink("../bin/portcullis-guest", root.join("sbin/init"))?;
     fs::write(
         root.join("etc/passwd"),
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
@@ -105,7 +101,6 @@ pub fn write(contents: &Contents<'_>, out: &Path) -> Result<()> {
     copy(&contents.built.guest, &root.join("usr/bin/portcullis-guest"))?;
     symlink("/usr/bin/portcullis-guest", root.join("init"))?;
     copy(&contents.built.agent, &root.join("usr/bin/portcullis"))?;
-    dynamic_programs(root)?;
     modules(contents.kernel, root)?;
     if let Some(files) = contents.files {
         quietly(Command::new("cp").arg("-a").arg(files).arg(root.join("files")))
@@ -150,9 +145,18 @@ fn dynamic_programs(root: &Path) -> Result<()> {
         libraries.extend(paths);
     }
     for library in libraries {
-        let to = root.join(library.strip_prefix("/")?);
-        fs::create_dir_all(to.parent().context("a library in no folder")?)?;
-        copy(&library, &to)?;
+        // The loader has a name in a folder of its own, and lies among the libraries.
+        let file = fs::canonicalize(&library)?;
+        let folder = fs::canonicalize(library.parent().context("a library in no folder")?)?;
+        let name = folder.join(library.file_name().context("a library without a name")?);
+        let to = |path: &Path| Ok::<_, anyhow::Error>(root.join(path.strip_prefix("/")?));
+        for path in [&file, &name] {
+            fs::create_dir_all(to(path)?.parent().context("a library in no folder")?)?;
+        }
+        copy(&file, &to(&file)?)?;
+        if name != file && !to(&name)?.exists() {
+            symlink(&file, to(&name)?)?;
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, BufWriter, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -66,7 +67,10 @@ pub(super) fn write_file(
         return out.flush();
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    // Nothing in it is secret; the umask takes away what the user wants taken away.
+    let file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
     let mut out = BufWriter::new(file.as_file());
     content(&mut out)?;
     out.flush()?;

@@ -148,9 +148,10 @@ impl Gates {
     /// # Errors
     /// If the kernel refuses anything.
     pub fn load(layout: &Layout, settings: &Settings) -> Result<Self, GatesError> {
-        let btf = Btf::from_sys_fs()?;
         let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf));
+        // The programs have no relocations. Lets go of the kernel's types, 15 MB when parsed, which
+        // the new loader has read, before they are read again below.
+        loader.btf(None);
         for (name, value) in layout.globals() {
             loader.override_global(name, value, true);
         }
@@ -159,6 +160,7 @@ impl Gates {
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
         let mut ebpf = loader.load(OBJECT)?;
+        let btf = Btf::from_sys_fs()?;
         let hooks: Vec<_> = HOOKS
             .into_iter()
             .filter(|hook| hook.hook != "file_truncate" || layout.has_file_truncate)

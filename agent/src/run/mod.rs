@@ -129,6 +129,7 @@ pub fn run(
     options: &Options,
     progress: &dyn Fn(u64, &'static str) -> ProgressBar,
 ) -> Result<(), RunError> {
+    keep_memory_small();
     let started = start(options, progress)?;
     release_memory();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -268,6 +269,17 @@ fn prove(
     }
     checks.extend(test.checks);
     Ok(test.others)
+}
+
+/// Has large blocks returned to the system when they are freed, at every size: glibc would raise
+/// its threshold with the first large block that is freed, which starting frees many of. And one
+/// arena, as the threads hardly allocate.
+fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, 128 * 1024), (libc::M_ARENA_MAX, 1)] {
+        // SAFETY: has no precondition.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 /// Gives memory back that only starting needed: the kernel's type information and the policy's

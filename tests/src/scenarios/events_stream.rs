@@ -145,8 +145,7 @@ pub fn full_disk() -> Result<()> {
     let file = "/run/small/events.jsonl";
     let program = Path::new("/tmp/full-disk");
     install(program, &evil("full disk")?)?;
-    let agent =
-        Agent::start(&base_policy(&[])?, "enforce", &["--skip-preflight", "--events", file])?;
+    let agent = Agent::start_with(&base_policy(&[])?, "enforce", file, &["--skip-preflight"])?;
     let sink = || -> Result<Value> {
         let status = json(&["status", "--json"])?;
         let sinks = status["sinks"].as_array().context("sinks")?;

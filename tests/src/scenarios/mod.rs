@@ -130,9 +130,7 @@ fn base_policy(listed: &[&Path]) -> Result<Policy> {
     let base = Path::new(SCANNED);
     if !base.join("policy.toml").exists() {
         // Not /files, where the attacker's things are.
-        let system = ["/bin", "/init", "/lib", "/lib64", "/sbin", "/usr"];
-        let system: Vec<_> = system.into_iter().filter(|path| Path::new(path).exists()).collect();
-        Policy::of(base, &system)?;
+        Policy::of(base, &["/usr"])?;
     }
     let folder = fresh("/run/policy")?;
     for name in ["base.manifest", "policy.toml"] {
