@@ -128,7 +128,11 @@ fn run_command() -> Result<u8> {
     let program = words.next().context("no command was given")?;
     let mut command = Command::new(program);
     command.args(words).env_clear();
-    command.envs([("PATH", "/usr/bin:/bin:/usr/sbin:/sbin"), ("HOME", "/root"), ("TERM", "dumb")]);
+    command.envs([
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", "/root"),
+        ("TERM", "dumb"),
+    ]);
     // A group of its own, as a shell would give it.
     command.process_group(0).stdin(std::process::Stdio::null()).current_dir("/root");
     let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;

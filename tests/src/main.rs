@@ -3,6 +3,7 @@
 mod agent;
 mod attack;
 mod bench;
+mod demo;
 mod elf;
 mod events;
 mod init;
@@ -19,6 +20,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["run"] => init::run_and_finish(),
         ["bench", "exec"] => bench::exec(),
+        ["demo"] => return demo::commissioning(),
+        ["demo", "here"] => return demo::here(),
         // For the host: name and machine of every scenario.
         ["list"] => {
             for scenario in scenarios::ALL {

@@ -31,7 +31,7 @@ pub fn image() -> Result<PathBuf> {
         return Ok(image);
     }
     fs::create_dir_all(&folder)?;
-    println!("making a Debian root filesystem with systemd, to live a commissioning in");
+    eprintln!("making a Debian root filesystem with systemd, to live a commissioning in");
     let work = tempfile::tempdir_in(&folder)?;
     let root = work.path().join("root");
     bootstrap(&root)?;
@@ -137,7 +137,6 @@ StandardInput=null
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/console
-KillMode=none
 
 [Install]
 WantedBy=multi-user.target

@@ -53,6 +53,7 @@ const MODULES: &[&str] = &[
     "algif_hash",
     "sha256_generic",
     "autofs4",
+    "binfmt_misc",
 ];
 
 /// Dynamically linked programs of this machine that scenarios attack and run.

@@ -58,7 +58,7 @@ impl Kernel {
             }
             fs::create_dir_all(&folder)?;
             let work = tempfile::tempdir_in(&folder)?;
-            println!("downloading {package}, a kernel to test on");
+            eprintln!("downloading {package}, a kernel to test on");
             // The lists may be older than the archive, which then has only newer ones.
             if let Err(error) = download(package, work.path()) {
                 eprintln!("{package} cannot be had: {error:#}");

@@ -1,8 +1,10 @@
 //! Everything that one does with the project: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod command;
 mod debian;
+mod demo;
 mod initramfs;
 mod kernel;
 mod setup;
@@ -29,6 +31,11 @@ enum Task {
     Setup,
     /// Build the static `portcullis` binary
     Build,
+    /// Measure in guest instructions
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Live a commissioning: scan, policy, audit, enforce, and attacks that are refused
+    Demo(demo::Args),
     /// Run every check: format, lints, unit tests, licences, and the scenarios on real kernels
     Test(test::Args),
     /// Run a command in a virtual machine that has `portcullis` on its PATH
@@ -44,6 +51,8 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             })
         }
+        Task::Bench(bench) => bench::bench(&bench),
+        Task::Demo(args) => demo::demo(&args),
         Task::Test(args) => test::test(&args),
         Task::Vm(args) => vm::main(&args),
     };

@@ -93,7 +93,7 @@ const QEMU: &str =
 pub fn setup(what_for: For) -> Result<()> {
     compiler_and_packages(what_for)?;
     tool("bpf-linker", BPF_LINKER, "links the kernel programs", &linker_features())?;
-    println!("kernel programs: compiled by {}", ebpf::find_toolchain()?);
+    eprintln!("kernel programs: compiled by {}", ebpf::find_toolchain()?);
     if what_for >= For::Tests {
         tool("cargo-deny", CARGO_DENY, "checks licences and advisories", &[])?;
     }
@@ -140,7 +140,7 @@ fn compiler_and_packages(what_for: For) -> Result<()> {
         ))
         .into());
     }
-    println!("installing:\n{list}");
+    eprintln!("installing:\n{list}");
     retry(|| run(&mut apt(["update", "-qq"])))?;
     let names = missing.iter().map(|package| package.name);
     let arguments = ["install", "--yes", "-qq", "--no-install-recommends"].into_iter().chain(names);
@@ -194,7 +194,7 @@ fn tool(name: &str, version: &str, why: &str, features: &[&str]) -> Result<()> {
     if is_right(&own) || is_right(Path::new(name)) {
         return Ok(());
     }
-    println!("installing {name} {version}: {why}");
+    eprintln!("installing {name} {version}: {why}");
     let root = folder.to_string_lossy().into_owned();
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let mut install =

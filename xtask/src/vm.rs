@@ -346,7 +346,7 @@ impl Machine {
                 program: "qemu-system-x86_64",
                 arguments: &[],
                 cpu: "max",
-                counted_cpu: "qemu64,+rdrand,+rdseed,+smep",
+                counted_cpu: "qemu64,+rdrand,+smep",
                 console: "ttyS0",
             }),
             "aarch64" => Ok(Self {

@@ -141,5 +141,5 @@ fn show(checks: &[Check], holds: bool) -> String {
     } else {
         "the gates cannot hold here as it is"
     };
-    format!("{table}\n\n{verdict}\n")
+    format!("{}\n\n{verdict}\n", table.trim_fmt())
 }

@@ -119,7 +119,7 @@ fn show(page: &Page) -> String {
             count("lost"),
         ]);
     }
-    let _ = writeln!(text, "{gates}\n");
+    let _ = writeln!(text, "{}\n", gates.trim_fmt());
     for sink in page.sinks.iter().filter(|sink| sink.lost > 0 || sink.failing) {
         let state = if sink.failing { "failing" } else { "working again" };
         let _ = writeln!(text, "{}: {} records lost, {state}", sink.name, sink.lost);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use portcullis_common::{Gate, Reason};
+use portcullis_common::{Counter, Gate, Outcome, Reason};
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, major, memfd_create, minor},
     io::Errno,
@@ -41,6 +41,8 @@ pub struct SelfTest {
     pub checks: Vec<Check>,
     /// Events of others that came by.
     pub others: Vec<GateEvent>,
+    /// What the test itself has added to the gates' numbers.
+    pub own: Vec<(Gate, Counter, u64)>,
 }
 
 /// Device number in the kernel's own encoding, which is not that of system calls.
@@ -87,22 +89,23 @@ pub fn run(
     ring: &mut RingBuf<MapData>,
     folder: &Path,
 ) -> Result<SelfTest, GatesError> {
-    let mut test = Test { ring, others: Vec::new() };
+    let mut test = Test { ring, others: Vec::new(), own: Vec::new() };
     let mut checks = vec![test.mapping(), test.exec()];
     checks.extend(invalidation(gates, folder)?);
-    Ok(SelfTest { checks, others: test.others })
+    Ok(SelfTest { checks, others: test.others, own: test.own })
 }
 
-/// Proves the mapping gate once more, while the agent runs. Also returns events of others that
-/// came by.
-pub fn mapping_again(ring: &mut RingBuf<MapData>) -> (Check, Vec<GateEvent>) {
-    let mut test = Test { ring, others: Vec::new() };
-    (test.mapping(), test.others)
+/// Proves the mapping gate once more, while the agent runs.
+pub fn mapping_again(ring: &mut RingBuf<MapData>) -> SelfTest {
+    let mut test = Test { ring, others: Vec::new(), own: Vec::new() };
+    let checks = vec![test.mapping()];
+    SelfTest { checks, others: test.others, own: test.own }
 }
 
 struct Test<'a> {
     ring: &'a mut RingBuf<MapData>,
     others: Vec<GateEvent>,
+    own: Vec<(Gate, Counter, u64)>,
 }
 
 impl Test<'_> {
@@ -211,6 +214,7 @@ impl Test<'_> {
             let Ok(event) = GateEvent::decode(&item) else { continue };
             let of_file = event.header.device == device && event.header.inode == inode;
             if of_file && event.gate == gate {
+                self.own.extend(counted(&event));
                 found = Some(event);
             } else if !of_file {
                 self.others.push(event);
@@ -218,6 +222,24 @@ impl Test<'_> {
         }
         found
     }
+}
+
+/// What the gate has counted for one of its events.
+fn counted(event: &GateEvent) -> impl Iterator<Item = (Gate, Counter, u64)> + use<> {
+    let gate = event.gate;
+    let outcome = match event.outcome {
+        Outcome::Allow => Counter::Allowed,
+        Outcome::WouldDeny => Counter::WouldDeny,
+        Outcome::Deny => Counter::Denied,
+    };
+    let undecided = u64::from(event.reason.cannot_decide());
+    [
+        (gate, outcome, 1),
+        (gate, Counter::CannotDecide, undecided),
+        (gate, Counter::Hashed, 1),
+        (gate, Counter::HashedBytes, event.header.size),
+    ]
+    .into_iter()
 }
 
 fn start(path: &str) -> io::Result<()> {

@@ -47,7 +47,7 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Runs until a signal or a request ends it.
 pub(super) async fn serve(started: Started) -> Result<(), RunError> {
-    let Started { gates, ring, policy, pins, checks, early, recorder, _lock } = started;
+    let Started { gates, ring, policy, pins, checks, test, recorder, _lock } = started;
     let mut ring = watch(ring).map_err(system("watching the ring of events"))?;
     let mut agent = Agent::new(gates, &policy, pins, recorder);
     let log = agent.gates.take_log()?;
@@ -72,9 +72,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
 
     agent.started();
     agent.take_checks(checks);
-    for event in &early {
-        agent.gate_event(event);
-    }
+    agent.after_test(&test);
 
     let cause = loop {
         tokio::select! {
@@ -125,6 +123,8 @@ struct Agent {
     enricher: Enricher,
     health: Health,
     since: Timestamp,
+    /// What self-tests have added to the gates' numbers.
+    own: BTreeMap<(Gate, Counter), u64>,
     /// Lost events that have been told, by gate.
     lost: BTreeMap<Gate, u64>,
     /// For what comes back from work in the background.
@@ -152,6 +152,7 @@ impl Agent {
             enricher: Enricher::default(),
             health: Health::default(),
             since: Timestamp::now(),
+            own: BTreeMap::new(),
             lost: BTreeMap::new(),
             commands: None,
             take_down: false,
@@ -226,12 +227,27 @@ impl Agent {
     /// Looks whether the gates are still called.
     fn prove(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), RunError> {
         while self.drain(ring, BATCH) == BATCH {}
-        let (mapping, others) = selftest::mapping_again(ring);
-        for event in &others {
+        let test = selftest::mapping_again(ring);
+        self.after_test(&test);
+        self.take_checks(test.checks);
+        self.take_checks(vec![facts::ftrace()]);
+        self.count_lost()
+    }
+
+    /// Tells what others did during a self-test, and remembers what the test itself did.
+    fn after_test(&mut self, test: &selftest::SelfTest) {
+        for event in &test.others {
             self.gate_event(event);
         }
-        self.take_checks(vec![facts::ftrace(), mapping]);
-        self.count_lost()
+        for (gate, counter, amount) in &test.own {
+            *self.own.entry((*gate, *counter)).or_default() += amount;
+        }
+    }
+
+    /// One of a gate's numbers, without the agent's own tests.
+    fn counter(&self, gate: Gate, counter: Counter) -> Option<u64> {
+        let own = self.own.get(&(gate, counter)).copied().unwrap_or_default();
+        self.gates.counter(gate, counter).ok().map(|all| all.saturating_sub(own))
     }
 
     /// Does what a request asks. Returns the cause if it ends the agent.
@@ -340,9 +356,7 @@ impl Agent {
             pinned: self.gates.is_pinned(),
             counters: Counter::ALL
                 .iter()
-                .filter_map(|counter| {
-                    Some((counter.word(), self.gates.counter(*gate, *counter).ok()?))
-                })
+                .filter_map(|counter| Some((counter.word(), self.counter(*gate, *counter)?)))
                 .collect(),
         });
         Status {

@@ -115,8 +115,8 @@ struct Started {
     policy: Policy,
     pins: Option<Pins>,
     checks: Vec<Check>,
-    /// Events of others that the self-test came across.
-    early: Vec<crate::event::decode::GateEvent>,
+    /// What the self-test came across, and has counted itself.
+    test: selftest::SelfTest,
     recorder: Recorder,
     _lock: Lock,
 }
@@ -198,19 +198,19 @@ fn start(
     let pins = pin(&mut gates, &mut checks);
     let predecessors = pins.as_ref().map_or(Ok(Vec::new()), Pins::predecessors);
     let predecessors = predecessors.map_err(system("looking for an earlier agent's gates"))?;
-    let early = if predecessors.is_empty() {
-        let early = prove(&mut gates, &mut ring, &mut checks);
+    let test = if predecessors.is_empty() {
+        let test = prove(&mut gates, &mut ring);
         gates.set_mode(mode);
-        early
+        test
     } else {
         gates.set_mode(mode);
         for folder in &predecessors {
             pins::remove(folder).map_err(system("taking an earlier agent's gates down"))?;
         }
-        prove(&mut gates, &mut ring, &mut checks)
+        prove(&mut gates, &mut ring)
     };
-    let early = match early {
-        Ok(early) => early,
+    let mut test = match test {
+        Ok(test) => test,
         Err(error) => {
             // Unproved gates are not left behind.
             if let Some(pins) = pins.filter(|_| predecessors.is_empty()) {
@@ -219,13 +219,14 @@ fn start(
             return Err(error);
         }
     };
+    checks.append(&mut test.checks);
     Ok(Started {
         gates,
         ring,
         policy,
         pins,
         checks,
-        early,
+        test,
         recorder: Recorder::new(sinks),
         _lock: lock,
     })
@@ -261,14 +262,12 @@ fn pin(gates: &mut Gates, checks: &mut Vec<Check>) -> Option<Pins> {
 fn prove(
     gates: &mut Gates,
     ring: &mut aya::maps::RingBuf<aya::maps::MapData>,
-    checks: &mut Vec<Check>,
-) -> Result<Vec<crate::event::decode::GateEvent>, RunError> {
+) -> Result<selftest::SelfTest, RunError> {
     let test = selftest::run(gates, ring, Path::new(lock::RUNTIME))?;
-    if let Some(failure) = first_failure(&test.checks) {
-        return Err(RunError::Kernel(failure.clone()));
+    match first_failure(&test.checks) {
+        Some(failure) => Err(RunError::Kernel(failure.clone())),
+        None => Ok(test),
     }
-    checks.extend(test.checks);
-    Ok(test.others)
 }
 
 /// Has large blocks returned to the system when they are freed, at every size: glibc would raise
