@@ -286,7 +286,7 @@ mod tests {
         let giant = File::create(at(b"giant")).expect("made");
         io::Write::write_all(&mut &giant, &elf()).expect("written");
         giant.set_len(100 << 30).expect("sparse");
-        fs::set_permissions(at(b"data.so"), fs::Permissions::from_mode(0)).expect("closed");
+        fs::set_permissions(at(b"data.so"), fs::Permissions::from_mode(0o000)).expect("closed");
 
         let report = scan(&[folder.path().into()], &ProgressBar::hidden()).expect("scanned");
         let names: Vec<_> = report

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{
     agent::{Agent, Policy, expect},
     elf, events,
+    mapping::{MapFlags, Mapping, ProtFlags},
 };
 
 /// The exit code by which a program of the attacker's shows that it ran.
@@ -181,26 +182,15 @@ pub fn library_runs(command: &mut Command) -> Result<Attempt> {
 
 /// Maps the first page of a file as code, privately, as a dynamic loader does.
 pub fn map_as_code(path: &Path) -> Result<Attempt> {
-    let file = fs::File::open(path)?;
-    // SAFETY: a new mapping that is never touched.
-    let mapped = unsafe {
-        rustix::mm::mmap(
-            std::ptr::null_mut(),
-            4096,
-            rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::EXEC,
-            rustix::mm::MapFlags::PRIVATE,
-            &file,
-            0,
-        )
-    };
-    match mapped {
-        Ok(address) => {
-            // SAFETY: mapped above with this length.
-            unsafe { rustix::mm::munmap(address, 4096) }?;
-            Ok(Attempt::Ran)
-        }
+    map(&fs::File::open(path)?, ProtFlags::READ | ProtFlags::EXEC)
+}
+
+/// Maps the first page of a file, privately.
+pub fn map(file: &fs::File, prot: ProtFlags) -> Result<Attempt> {
+    match Mapping::new(file, 4096, prot, MapFlags::PRIVATE) {
+        Ok(_) => Ok(Attempt::Ran),
         Err(rustix::io::Errno::PERM) => Ok(Attempt::Refused),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        Err(error) => Err(error).context("mapping"),
     }
 }
 

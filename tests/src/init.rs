@@ -141,7 +141,7 @@ fn run_command() -> Result<u8> {
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == child => {
-                return Ok(exit_code(ExitStatus::from_raw(status.as_raw() as i32)));
+                return Ok(exit_code(ExitStatus::from_raw(status.as_raw())));
             }
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => {}

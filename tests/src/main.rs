@@ -7,6 +7,7 @@ mod demo;
 mod elf;
 mod events;
 mod init;
+mod mapping;
 mod scenarios;
 
 use std::process::ExitCode;

@@ -101,10 +101,8 @@ fn licences() -> Result<()> {
     for manifest in ["Cargo.toml", "agent-ebpf/Cargo.toml"] {
         let mut check = Command::new(&deny);
         check.arg("--log-level=error").arg("--manifest-path").arg(root().join(manifest));
-        run(check
-            .args(["check", "--config"])
-            .arg(root().join("deny.toml"))
-            .args(["bans", "licenses", "sources"]))?;
+        check.arg("--config").arg(root().join("deny.toml"));
+        run(check.args(["check", "bans", "licenses", "sources"]))?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub fn is_relocatable(head: &[u8]) -> bool {
         (true, Some(_), Some(kind)) => u16::from_le_bytes([kind[0], kind[1]]),
         _ => return false,
     };
-    kind == ET_REL.0
+    kind == ET_REL
 }
 
 /// What an ELF file can be used as; `None` for object files and core dumps.
@@ -77,9 +77,9 @@ where
     for segment in header.program_headers(endian, data)? {
         has_interpreter |= segment.p_type(endian) == PT_INTERP;
         for entry in segment.dynamic(endian, data)?.unwrap_or_default() {
-            let (tag, value) = (entry.d_tag(endian), entry.d_val(endian));
+            let (tag, value) = (entry.d_tag(endian).into(), entry.d_val(endian).into());
             has_name |= tag == DT_SONAME;
-            is_program |= tag == DT_FLAGS_1 && value.into() & u64::from(DF_1_PIE.0) != 0;
+            is_program |= tag == DT_FLAGS_1 && value & u64::from(DF_1_PIE) != 0;
         }
     }
     let has_entry = header.e_entry(endian).into() != 0;

@@ -159,13 +159,7 @@ fn look_at(path: &Path) -> io::Result<Seen> {
     if kind.is_dir() {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "a folder; name the files in it"));
     }
-    let statistics = rustix::fs::statfs(path)?;
-    #[expect(
-        clippy::cast_sign_loss,
-        clippy::cast_lossless,
-        reason = "the type differs by architecture"
-    )]
-    let magic = statistics.f_type as u64 & 0xffff_ffff;
+    let magic = filesystems::magic_of(path)?;
     let filesystem = filesystems::name(magic);
     let mut seen =
         Seen { digest: None, size: metadata.len(), filesystem, kinds: Kinds::NONE, trouble: None };

@@ -136,17 +136,15 @@ impl<'a> Btf<'a> {
     pub fn offset(&self, structure: &str, member: &str) -> Result<u32> {
         for id in self.ids() {
             let header = self.header(id)?;
-            if header.kind == kind::STRUCT && self.name(header.name) == structure.as_bytes() {
-                if let Some((bits, width)) = self.find_member(header, member.as_bytes(), 0)? {
-                    return if width == 0 && bits % 8 == 0 {
-                        Ok(bits / 8)
-                    } else {
-                        Err(BtfError::BitField {
-                            structure: structure.into(),
-                            member: member.into(),
-                        })
-                    };
-                }
+            if header.kind == kind::STRUCT
+                && self.name(header.name) == structure.as_bytes()
+                && let Some((bits, width)) = self.find_member(header, member.as_bytes(), 0)?
+            {
+                return if width == 0 && bits % 8 == 0 {
+                    Ok(bits / 8)
+                } else {
+                    Err(BtfError::BitField { structure: structure.into(), member: member.into() })
+                };
             }
         }
         Err(BtfError::NoMember { structure: structure.into(), member: member.into() })

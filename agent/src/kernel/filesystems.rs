@@ -1,5 +1,7 @@
 //! Filesystems whose content is not under this kernel's control.
 
+use std::{io, path::Path};
+
 /// A kind of filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filesystem {
@@ -57,6 +59,20 @@ const LOCAL: &[Filesystem] = &[
     filesystem(0x9fa0, "proc"),
     filesystem(0x6265_6572, "sysfs"),
 ];
+
+/// Magic number of the filesystem that a path lies on.
+///
+/// # Errors
+/// If the path cannot be looked at.
+#[allow(
+    clippy::cast_sign_loss,
+    clippy::cast_lossless,
+    clippy::unnecessary_cast,
+    reason = "the type differs by architecture"
+)]
+pub fn magic_of(path: &Path) -> io::Result<u64> {
+    Ok(rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff)
+}
 
 /// The name of a filesystem, or its number if it has none here.
 #[must_use]

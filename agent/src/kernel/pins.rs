@@ -11,6 +11,8 @@ use std::{
 
 use rustix::mount::{MountFlags, mount};
 
+use crate::kernel::filesystems;
+
 /// Where bpffs is mounted on every distribution.
 const BPFFS: &str = "/sys/fs/bpf";
 /// The folder in it that is ours.
@@ -31,7 +33,7 @@ impl Pins {
     /// # Errors
     /// If bpffs is not to be had.
     pub fn create() -> io::Result<Self> {
-        if !is_bpffs(Path::new(BPFFS))? {
+        if filesystems::magic_of(Path::new(BPFFS))? != BPF_FS_MAGIC {
             mount(
                 "bpf",
                 BPFFS,
@@ -102,13 +104,4 @@ pub fn remove(folder: &Path) -> io::Result<()> {
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(folder)
-}
-
-#[expect(
-    clippy::cast_sign_loss,
-    clippy::cast_lossless,
-    reason = "the type differs by architecture"
-)]
-fn is_bpffs(path: &Path) -> io::Result<bool> {
-    Ok(rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
 }

@@ -261,7 +261,8 @@ fn own_binary() -> io::Result<(File, [u8; 32])> {
 fn invalidation(gates: &mut Gates, folder: &Path) -> Result<Vec<Check>, GatesError> {
     let path = folder.join(format!("self-test-{}", std::process::id()));
     let mut checks = Vec::new();
-    let ways: [(&'static str, &'static str, fn(&Path) -> io::Result<()>); 3] = [
+    type Way = (&'static str, &'static str, fn(&Path) -> io::Result<()>);
+    let ways: [Way; 3] = [
         ("forget-write", "opening for writing drops the verdict", |path| {
             OpenOptions::new().write(true).open(path).map(drop)
         }),

@@ -61,7 +61,7 @@ mod tests {
         let mut health = Health::default();
         assert_eq!(health.update(vec![ok.clone()]), []);
         assert_eq!(health.worst(), State::Ok);
-        assert_eq!(health.update(vec![bad.clone()]), [bad.clone()]);
+        assert_eq!(health.update(vec![bad.clone()]), vec![bad.clone()]);
         assert_eq!(health.update(vec![bad]), []);
         assert_eq!(health.worst(), State::Failed);
         assert_eq!(health.update(vec![ok.clone()]), [ok]);

@@ -14,12 +14,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{base_policy, fresh, list};
 use crate::{
     agent::{Agent, Policy},
     attack::{self, Attack, Attempt, c_path, evil, exec_path, good, install, map_as_code},
+    mapping::{MapFlags, Mapping, ProtFlags},
 };
 
 /// A listed and an unlisted program of the same size, and where the listed one lies.
@@ -71,6 +71,7 @@ fn changes_of(victim: &Victim<'_>) -> Result<()> {
     let Victim { path, evil, .. } = victim;
     let writable = || OpenOptions::new().read(true).write(true).open(path);
     type Change<'c> = (&'static str, Box<dyn Fn() -> Result<()> + 'c>);
+    type Try<'c> = (String, Box<dyn Fn() -> Result<Attempt> + 'c>);
     let changes: Vec<Change<'_>> = vec![
         ("write", Box::new(|| Ok(writable()?.write_all_at(evil, 0)?))),
         ("truncate and write", Box::new(|| Ok(fs::write(path, evil)?))),
@@ -102,11 +103,10 @@ fn changes_of(victim: &Victim<'_>) -> Result<()> {
         (
             "truncate(2), then append",
             Box::new(|| {
+                let name = c_path(path)?;
                 // SAFETY: a valid string.
-                ensure!(
-                    unsafe { libc::truncate(c_path(path)?.as_ptr(), 0) } == 0,
-                    "truncate failed"
-                );
+                let truncated = unsafe { libc::truncate(name.as_ptr(), 0) };
+                ensure!(truncated == 0, "truncate failed");
                 Ok(OpenOptions::new().append(true).open(path)?.write_all(evil)?)
             }),
         ),
@@ -145,7 +145,7 @@ fn changes_of(victim: &Victim<'_>) -> Result<()> {
             }),
         ),
     ];
-    let attempts: Vec<(String, Box<dyn Fn() -> Result<Attempt> + '_>)> = changes
+    let attempts: Vec<Try<'_>> = changes
         .iter()
         .flat_map(|(name, change)| {
             let by_exec: Box<dyn Fn() -> Result<Attempt>> = Box::new(move || {
@@ -167,19 +167,9 @@ fn changes_of(victim: &Victim<'_>) -> Result<()> {
 }
 
 fn write_mapped(file: &File, content: &[u8]) -> Result<()> {
-    // SAFETY: a new shared mapping of a file that is as long as the content; nobody else uses it.
-    unsafe {
-        let address = mmap(
-            std::ptr::null_mut(),
-            content.len(),
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED,
-            file,
-            0,
-        )?;
-        std::ptr::copy_nonoverlapping(content.as_ptr(), address.cast(), content.len());
-        munmap(address, content.len())?;
-    }
+    let mut mapping =
+        Mapping::new(file, content.len(), ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
+    mapping.write(content);
     Ok(())
 }
 
@@ -205,27 +195,13 @@ pub fn while_open() -> Result<()> {
     let mapped_then_map = || {
         install(path, &victim.good)?;
         let file = writer()?;
-        // SAFETY: a new shared mapping of a file that is as long.
-        let address = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                victim.good.len(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &file,
-                0,
-            )
-        }?;
+        let (length, both) = (victim.good.len(), ProtFlags::READ | ProtFlags::WRITE);
+        let mut mapping = Mapping::new(&file, length, both, MapFlags::SHARED)?;
         // The descriptor is gone; the mapping still writes.
         drop(file);
         let first = map_as_code(path)?;
-        // SAFETY: mapped above with this length.
-        unsafe {
-            std::ptr::copy_nonoverlapping(victim.evil.as_ptr(), address.cast(), victim.evil.len())
-        };
+        mapping.write(&victim.evil);
         let second = map_as_code(path)?;
-        // SAFETY: as above.
-        unsafe { munmap(address, victim.good.len()) }?;
         ensure!(
             first == second,
             "a file that is mapped for writing was judged {first:?}, then {second:?}"

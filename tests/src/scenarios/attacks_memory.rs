@@ -1,23 +1,18 @@
 //! Files that live in memory, and mappings that are more than they seem.
 
-use std::{
-    fs,
-    io::Write,
-    os::unix::{fs::FileExt, process::CommandExt},
-    path::Path,
-    process::Command,
-};
+use std::{fs, io::Write, os::unix::fs::FileExt, path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
-    mm::{MapFlags, ProtFlags, mmap, munmap},
+    mm::mmap_anonymous,
 };
 
 use super::{base_policy, fresh, list};
 use crate::{
     agent::Agent,
     attack::{self, Attack, Attempt, evil, exec_descriptor, good, install, map_as_code},
+    mapping::{MapFlags, ProtFlags},
 };
 
 /// A memfd is not counted among a file's writers, so its content could be changed behind a
@@ -72,19 +67,21 @@ pub fn files() -> Result<()> {
 }
 
 fn shared_memory_as_code() -> Result<Attempt> {
-    // SAFETY: a new segment, attached and detached here and marked for removal.
-    unsafe {
-        let segment = libc::shmget(libc::IPC_PRIVATE, 4096, libc::IPC_CREAT | 0o700);
-        ensure!(segment >= 0, "shmget failed");
-        let address = libc::shmat(segment, std::ptr::null(), libc::SHM_EXEC);
-        let refused = address as isize == -1
-            && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
-        if address as isize != -1 {
-            libc::shmdt(address);
-        }
-        libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut());
-        Ok(if refused { Attempt::Refused } else { Attempt::Ran })
+    // SAFETY: makes a new segment.
+    let segment = unsafe { libc::shmget(libc::IPC_PRIVATE, 4096, libc::IPC_CREAT | 0o700) };
+    ensure!(segment >= 0, "shmget failed");
+    // SAFETY: at an address that the kernel chooses.
+    let address = unsafe { libc::shmat(segment, std::ptr::null(), libc::SHM_EXEC) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    // SAFETY: marks the segment for removal when nobody uses it any more.
+    unsafe { libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut()) };
+    if address as isize == -1 {
+        ensure!(error == Some(libc::EPERM), "shmat failed with {error:?}");
+        return Ok(Attempt::Refused);
     }
+    // SAFETY: attached above, and nobody has the address.
+    unsafe { libc::shmdt(address) };
+    Ok(Attempt::Ran)
 }
 
 /// Mappings whose protection is not what was asked for, of files that are none, and of files that
@@ -126,52 +123,25 @@ pub fn mappings() -> Result<()> {
     )?;
     // What is no code is nobody's business.
     let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
-    let file = fs::File::open(&data)?;
-    // SAFETY: a new mapping that is never touched.
-    let address =
-        unsafe { mmap(std::ptr::null_mut(), 16, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) }?;
-    // SAFETY: mapped above with this length.
-    unsafe { munmap(address, 16) }?;
-    // SAFETY: as above, and of memory without a file.
-    let address = unsafe {
-        rustix::mm::mmap_anonymous(
-            std::ptr::null_mut(),
-            16,
-            ProtFlags::READ | ProtFlags::EXEC,
-            MapFlags::PRIVATE,
-        )
+    ensure!(attack::map(&fs::File::open(&data)?, ProtFlags::READ)? == Attempt::Ran);
+    // SAFETY: a new mapping that is never touched and goes with the process.
+    unsafe {
+        let code = ProtFlags::READ | ProtFlags::EXEC;
+        mmap_anonymous(std::ptr::null_mut(), 16, code, MapFlags::PRIVATE)
     }?;
-    // SAFETY: mapped above with this length.
-    unsafe { munmap(address, 16) }?;
     agent.stop()
 }
 
 /// Maps a file for reading only, in a process in which that means executing too.
 fn implied_exec(path: &Path) -> Result<Attempt> {
-    let mut command = Command::new("/usr/bin/portcullis-guest");
-    command.arg("map-for-reading").arg(path);
-    const READ_IMPLIES_EXEC: libc::c_ulong = 0x040_0000;
-    // SAFETY: only makes one system call between fork and exec; the setting survives the exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::personality(READ_IMPLIES_EXEC);
-            Ok(())
-        });
-    }
-    attack::exec(&mut command)
+    attack::exec(Command::new("/usr/bin/portcullis-guest").arg("map-for-reading").arg(path))
 }
 
 /// The other half of it: exits like the attacker's program if the mapping was made.
 pub fn map_for_reading(path: &Path) -> Result<u8> {
-    let file = fs::File::open(path)?;
-    // The exec has cleared the setting for a program whose stack is marked as not executable.
     const READ_IMPLIES_EXEC: libc::c_ulong = 0x040_0000;
     // SAFETY: changes how this process maps from now on, and nothing else.
     unsafe { libc::personality(READ_IMPLIES_EXEC) };
-    // SAFETY: a new mapping that is never touched.
-    match unsafe { mmap(std::ptr::null_mut(), 16, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) } {
-        Ok(_) => Ok(attack::EVIL),
-        Err(rustix::io::Errno::PERM) => Ok(126),
-        Err(error) => Err(error.into()),
-    }
+    let attempt = attack::map(&fs::File::open(path)?, ProtFlags::READ)?;
+    Ok(if attempt == Attempt::Ran { attack::EVIL } else { 126 })
 }

@@ -140,23 +140,24 @@ pub fn explain() -> Result<()> {
     let policy = base_policy(&[&at("listed")])?;
     list(&policy, &at("script"), &["library"])?;
     policy.append(&format!("\n[[deny]]\ndigest = \"{}\"\n", sha256(&at("denied"))?))?;
-    let expectations: [(&str, &str, &[(&str, &str)]); 9] = [
-        ("/tmp/explain/listed", "allow", &[("executable", "listed")]),
-        ("/tmp/explain/link", "allow", &[("executable", "listed")]),
-        ("/tmp/explain/unlisted", "no", &[("executable", "unlisted")]),
-        ("/tmp/explain/script", "no", &[("script", "wrong-kind")]),
-        ("/tmp/explain/denied", "no", &[("executable", "denied")]),
-        ("/tmp/explain/text", "allow", &[]),
-        ("/dev/zero", "no", &[("library", "not-a-file")]),
-        ("/usr/bin/bash", "allow", &[("executable", "listed")]),
-        ("/bin/busybox", "allow", &[("executable", "listed")]),
+    /// Path, whether it is allowed, and each use with its reason.
+    type Expectation = (&'static str, bool, &'static [(&'static str, &'static str)]);
+    let expectations: [Expectation; 9] = [
+        ("/tmp/explain/listed", true, &[("executable", "listed")]),
+        ("/tmp/explain/link", true, &[("executable", "listed")]),
+        ("/tmp/explain/unlisted", false, &[("executable", "unlisted")]),
+        ("/tmp/explain/script", false, &[("script", "wrong-kind")]),
+        ("/tmp/explain/denied", false, &[("executable", "denied")]),
+        ("/tmp/explain/text", true, &[]),
+        ("/dev/zero", false, &[("library", "not-a-file")]),
+        ("/usr/bin/bash", true, &[("executable", "listed")]),
+        ("/bin/busybox", true, &[("executable", "listed")]),
     ];
     let check = |more: &[&str], mode: &str| -> Result<()> {
-        for (path, answer, uses) in &expectations {
-            let allowed = *answer == "allow";
+        for (path, allowed, uses) in &expectations {
             let mut arguments = vec!["explain", "--json", path];
             arguments.extend(more);
-            let output = expect(if allowed { 0 } else { 1 }, &arguments)?;
+            let output = expect(if *allowed { 0 } else { 1 }, &arguments)?;
             let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
             let seen: Vec<_> = answer[0]["uses"]
                 .as_array()

@@ -9,6 +9,7 @@ mod bad_input;
 mod events_stream;
 mod kernel_checks;
 mod life;
+mod limits;
 mod policy_size;
 mod scan;
 mod soak;
@@ -75,6 +76,7 @@ pub const ALL: &[Scenario] = &[
     usual("explain", bad_input::explain),
     usual("policy-100000-digests", policy_size::hundred_thousand),
     usual("scan", scan::scan),
+    usual("known-limits", limits::known),
     on("smp2;", "audit-soak", soak::audit),
     usual("doctor", kernel_checks::good_kernel),
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),

@@ -57,7 +57,7 @@ pub fn scan() -> Result<()> {
             && summary.contains("/data/scan/tree/mounted"),
         "{summary}"
     );
-    ensure!(!fs::read_to_string(&manifest).is_ok(), "a name that is not UTF-8 was changed");
+    ensure!(fs::read_to_string(&manifest).is_err(), "a name that is not UTF-8 was changed");
     let bytes = fs::read(&manifest)?;
     let shown = String::from_utf8_lossy(&bytes).into_owned();
     for wanted in [
@@ -85,7 +85,7 @@ pub fn scan() -> Result<()> {
     ensure!(fs::read(&again)? == bytes, "two scans differ");
 
     // A user who may not read everything gets what may be read, and is told of the rest.
-    fs::set_permissions(tree.join("deep/er"), fs::Permissions::from_mode(0))?;
+    fs::set_permissions(tree.join("deep/er"), fs::Permissions::from_mode(0o000))?;
     fs::set_permissions(lab, fs::Permissions::from_mode(0o777))?;
     let output = Command::new("portcullis")
         .args(["scan", text(&tree)?, "-o", "/data/scan/partly"])

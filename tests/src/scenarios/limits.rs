@@ -1,0 +1,114 @@
+//! The open ways around that `docs/limits.md` lists. Each must still work: when one does not any
+//! more, the page has to be changed, and the way belongs among the attacks.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Result, ensure};
+use rustix::{
+    mm::{MprotectFlags, mmap_anonymous, mprotect},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
+
+use super::{base_policy, fresh, list};
+use crate::{
+    agent::Agent,
+    attack::{Attempt, EVIL, evil, exec_path, good, install, map_as_code},
+    mapping::{MapFlags, Mapping, ProtFlags},
+};
+
+pub fn known() -> Result<()> {
+    let lab = fresh("/data/limits")?;
+    let (lower, upper, work, merged) =
+        (lab.join("lower"), lab.join("upper"), lab.join("work"), lab.join("merged"));
+    for folder in [&lower, &upper, &work, &merged] {
+        fs::create_dir(folder)?;
+    }
+    let listed = lab.join("listed");
+    install(&listed, &good("limits")?)?;
+    install(&lower.join("behind"), &good("limits")?)?;
+    Command::new("/sbin/modprobe").args(["-q", "overlay"]).status()?;
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    mount(
+        "overlay",
+        &merged,
+        "overlay",
+        MountFlags::empty(),
+        Some(&*std::ffi::CString::new(options)?),
+    )?;
+    let policy = base_policy(&[])?;
+    list(&policy, &listed, &["executable", "library"])?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    let result = (|| {
+        still_works("L01", script_given_by_name()?)?;
+        still_works("L02", made_executable_later()?)?;
+        still_works("L03", memory_without_a_file()?)?;
+        still_works("L04", module()?)?;
+        still_works("L06", changed_while_mapped(&listed)?)?;
+        still_works("L07", behind_the_merged_file(&lower, &merged)?)
+    })();
+    agent.stop()?;
+    unmount(&merged, UnmountFlags::DETACH)?;
+    result
+}
+
+fn still_works(limit: &str, attempt: Attempt) -> Result<()> {
+    ensure!(
+        attempt == Attempt::Ran,
+        "{limit} is closed: take it out of docs/limits.md and test that it stays so"
+    );
+    Ok(())
+}
+
+fn script_given_by_name() -> Result<Attempt> {
+    fs::write("/tmp/evil.sh", format!("exit {EVIL}\n"))?;
+    crate::attack::exec(Command::new("/bin/sh").arg("/tmp/evil.sh"))
+}
+
+fn made_executable_later() -> Result<Attempt> {
+    let path = Path::new("/data/limits/evil");
+    install(path, &evil("mprotect")?)?;
+    let mapping = Mapping::new(&File::open(path)?, 4096, ProtFlags::READ, MapFlags::PRIVATE)?;
+    // SAFETY: of a mapping that is ours, and more permissive than before.
+    let changed =
+        unsafe { mprotect(mapping.address(), 4096, MprotectFlags::READ | MprotectFlags::EXEC) };
+    Ok(if changed.is_ok() { Attempt::Ran } else { Attempt::Refused })
+}
+
+fn memory_without_a_file() -> Result<Attempt> {
+    let all = ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC;
+    // SAFETY: a new mapping that is never touched and goes with the process.
+    let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, all, MapFlags::PRIVATE) };
+    Ok(if mapped.is_ok() { Attempt::Ran } else { Attempt::Refused })
+}
+
+fn module() -> Result<Attempt> {
+    let loaded = Command::new("/sbin/modprobe").arg("dummy").status()?.success();
+    let _ = Command::new("/bin/rmmod").arg("dummy").status();
+    Ok(if loaded { Attempt::Ran } else { Attempt::Refused })
+}
+
+fn changed_while_mapped(listed: &Path) -> Result<Attempt> {
+    let code = ProtFlags::READ | ProtFlags::EXEC;
+    let _mapping = Mapping::new(&File::open(listed)?, 4096, code, MapFlags::PRIVATE)?;
+    let written = OpenOptions::new().write(true).open(listed)?.write_all_at(b"EVIL", 64);
+    // What is mapped now runs on; the next mapping is judged by what the file has become.
+    ensure!(map_as_code(listed)? == Attempt::Refused);
+    Ok(if written.is_ok() { Attempt::Ran } else { Attempt::Refused })
+}
+
+fn behind_the_merged_file(lower: &Path, merged: &Path) -> Result<Attempt> {
+    let status = Command::new(merged.join("behind")).status()?;
+    ensure!(status.code() == Some(i32::from(crate::attack::GOOD)), "the listed program: {status}");
+    OpenOptions::new().write(true).open(lower.join("behind"))?.write_all_at(&evil("limits")?, 0)?;
+    exec_path(merged.join("behind"))
+}
