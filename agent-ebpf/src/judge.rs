@@ -54,18 +54,24 @@ pub unsafe fn judge(gate: Gate, file: *const File, wanted: Kinds) -> i32 {
 
 /// Whether a digest that is allowed as `kinds` may be used as `wanted`.
 ///
-/// A program's own segments are mapped as code too, by the kernel during exec, and count as use
-/// as an executable there; nobody else may map it.
-///
 /// # Safety
 /// `inode` is a kernel pointer.
 #[inline(always)]
 unsafe fn covers(gate: Gate, kinds: Kinds, wanted: Kinds, inode: *const Inode) -> bool {
     kinds.intersects(wanted)
-        || (gate as u8 == Gate::Mapping as u8
-            && kinds.intersects(Kinds::EXECUTABLE)
-            // SAFETY: by the contract.
-            && unsafe { is_own_program(inode) })
+        // SAFETY: by the contract.
+        || (kinds.intersects(Kinds::EXECUTABLE) && unsafe { is_own_mapping(gate, inode) })
+}
+
+/// Whether this is about a program's own segments, which the kernel maps as code during its exec.
+/// That is use as an executable; for everybody else the same file is a library.
+///
+/// # Safety
+/// `inode` is a kernel pointer.
+#[inline(always)]
+unsafe fn is_own_mapping(gate: Gate, inode: *const Inode) -> bool {
+    // SAFETY: by the contract.
+    gate as u8 == Gate::Mapping as u8 && unsafe { is_own_program(inode) }
 }
 
 /// The other path: no verdict of this policy yet, or one that refuses.
@@ -73,12 +79,21 @@ unsafe fn covers(gate: Gate, kinds: Kinds, wanted: Kinds, inode: *const Inode) -
 /// # Safety
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
-unsafe fn judge_in_full(gate: Gate, file: *const File, inode: *mut Inode, wanted: Kinds) -> i32 {
+unsafe fn judge_in_full(
+    gate: Gate,
+    file: *const File,
+    inode: *mut Inode,
+    mut wanted: Kinds,
+) -> i32 {
+    // SAFETY: the contract of this function.
+    let is_own_mapping = unsafe { is_own_mapping(gate, inode) };
+    if is_own_mapping {
+        wanted = wanted.union(Kinds::EXECUTABLE);
+    }
     // SAFETY: the contract of this function.
     let appraisal = unsafe { appraise(gate, file, inode) };
     let reason = match appraisal.reason {
-        // SAFETY: the contract of this function.
-        None if unsafe { covers(gate, appraisal.word.kinds(), wanted, inode) } => Reason::Listed,
+        None if appraisal.word.kinds().intersects(wanted) => Reason::Listed,
         None => appraisal.word.refusal(),
         Some(reason) => reason,
     };
@@ -102,9 +117,13 @@ unsafe fn judge_in_full(gate: Gate, file: *const File, inode: *mut Inode, wanted
     if reason.cannot_decide() {
         count(gate, Counter::CannotDecide, 1);
     }
-    let told = Report { gate, outcome, reason, wanted, appraisal: &appraisal };
-    // SAFETY: the contract of this function.
-    unsafe { report(&told, file, inode) };
+    // In audit mode a program that the exec gate has just reported goes on to be mapped.
+    let is_told = is_own_mapping && appraisal.cached && refused && !enforces;
+    if !is_told {
+        let told = Report { gate, outcome, reason, wanted, appraisal: &appraisal };
+        // SAFETY: the contract of this function.
+        unsafe { report(&told, file, inode) };
+    }
     instructions::refusal(refused && enforces)
 }
 

@@ -95,7 +95,8 @@ pub fn setup(what_for: For) -> Result<()> {
     tool("bpf-linker", BPF_LINKER, "links the kernel programs", &linker_features())?;
     eprintln!("kernel programs: compiled by {}", ebpf::find_toolchain()?);
     if what_for >= For::Tests {
-        tool("cargo-deny", CARGO_DENY, "checks licences and advisories", &[])?;
+        // Not optimised: it runs for a second, and takes minutes to optimise.
+        tool("cargo-deny", CARGO_DENY, "checks licences and sources", &["--debug"])?;
     }
     if what_for >= For::Machines {
         for series in SERIES {

@@ -28,6 +28,7 @@ pub fn checks(layout: &Result<Layout, LayoutError>) -> Vec<Check> {
         btf(layout),
         ima(layout),
         ftrace(),
+        busy(layout),
         jit(),
         lockdown(),
         text_busy(),
@@ -182,6 +183,21 @@ pub fn ftrace() -> Check {
             format!("kernel.ftrace_enabled: {error}"),
             "use a kernel with CONFIG_DYNAMIC_FTRACE=y",
         ),
+    }
+}
+
+/// Whether somebody could pass a gate while it hashes a file for somebody else.
+fn busy(layout: &Result<Layout, LayoutError>) -> Check {
+    let (id, title) = ("busy", "programs are called while they work for others");
+    match layout {
+        Ok(layout) if layout.runs_when_busy => Check::ok(id, title, "they are not skipped"),
+        Ok(_) => Check::failed(
+            id,
+            title,
+            "they are skipped, so that a gate that hashes a file lets others pass on its processor",
+            "update the kernel: mended in Linux 6.2, and in later releases of 6.1",
+        ),
+        Err(_) => Check::bad(State::Unknown, id, title, "needs the type information", "see above"),
     }
 }
 

@@ -30,6 +30,9 @@ pub struct Layout {
     pub has_file_truncate: bool,
     /// Whether IMA is compiled in.
     pub has_ima: bool,
+    /// Whether a program is called for one task while it works for another on the same processor
+    /// (from 6.2, and in later releases of 6.1).
+    pub runs_when_busy: bool,
 }
 
 impl Layout {
@@ -54,6 +57,9 @@ impl Layout {
             globals: offsets.chain(values).collect::<Result<_, BtfError>>()?,
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
             has_ima: btf.has_function("ima_file_check"),
+            // Before this function was split off, every program was protected from recursion by
+            // being skipped, security programs too.
+            runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur"),
         })
     }
 

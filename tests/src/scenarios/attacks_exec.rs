@@ -417,3 +417,35 @@ pub fn kinds() -> Result<()> {
     expect(1, &["explain", "/tmp/kinds/program"])?;
     agent.stop()
 }
+
+/// While a gate hashes a large file for one task, it decides for others on the same processor.
+/// Kernels without `__bpf_prog_enter_sleepable_recur` skip a program that is already running there.
+pub fn while_hashing() -> Result<()> {
+    let lab = fresh("/data/busy")?;
+    let large = lab.join("large");
+    fs::File::create(&large)?.set_len(256 << 20)?;
+    let program = lab.join("evil");
+    install(&program, &evil("busy")?)?;
+    let library = lab.join("library");
+    install(&library, &evil("busy library")?)?;
+    let agent = Agent::start(&base_policy(&[])?, "enforce", &["--skip-preflight"])?;
+    // With cached verdicts nothing would be hashed, so every attempt gets content of its own.
+    let (mut attempts, mut ran) = (0, 0);
+    std::thread::scope(|scope| -> Result<()> {
+        let hashing = scope.spawn(|| attack::map_as_code(&large));
+        while !hashing.is_finished() {
+            attempts += 1;
+            install(&program, &evil(&format!("busy {attempts}"))?)?;
+            ran += usize::from(exec_path(&program)? != Attempt::Refused);
+            ran += usize::from(attack::map_as_code(&library)? != Attempt::Refused);
+        }
+        let attempt =
+            hashing.join().map_err(|_| anyhow::anyhow!("the hashing thread panicked"))??;
+        ensure!(attempt == Attempt::Refused, "the large file was mapped");
+        Ok(())
+    })?;
+    println!("  {attempts} attempts while a large file was hashed, {ran} ran");
+    ensure!(attempts > 3, "the hash was over too soon to show anything");
+    ensure!(ran == 0, "{ran} of {attempts} attempts ran while the gate was busy");
+    agent.stop()
+}

@@ -56,6 +56,7 @@ pub const ALL: &[Scenario] = &[
     usual("exec-from-memory", attacks_exec::memory),
     usual("exec-by-content-only", attacks_exec::content_only),
     usual("exec-scripts", attacks_exec::scripts),
+    usual("exec-while-hashing", attacks_exec::while_hashing),
     usual("exec-kinds", attacks_exec::kinds),
     on("usb;", "exec-from-usb-stick", attacks_exec::usb_stick),
     usual("library-unlisted", attacks_library::unlisted),
