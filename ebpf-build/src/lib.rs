@@ -153,7 +153,10 @@ fn nightly() -> Result<Toolchain, String> {
     if source.is_dir() {
         Ok(Toolchain::Nightly { version })
     } else {
-        Err(format!("nightly: {version} lacks the component rust-src ({})", source.display()))
+        Err(format!(
+            "nightly: {version} lacks rust-src ({}); rustup component add rust-src --toolchain nightly",
+            source.display()
+        ))
     }
 }
 

@@ -51,7 +51,9 @@ impl Kernel {
     /// The newest of a series, downloaded if it is not in the cache.
     pub fn of_series(series: &str) -> Result<Self> {
         let folder = cache_dir()?.join("kernels");
-        let packages = packages(series)?;
+        let packages = packages(series).with_context(|| {
+            format!("no {series} kernel without apt; name one: --kernel VMLINUZ --modules DIR")
+        })?;
         for package in &packages {
             if let Some(kernel) = unpacked(&folder.join(package), series) {
                 return Ok(kernel);

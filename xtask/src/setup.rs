@@ -47,43 +47,59 @@ impl fmt::Display for NotPossibleHere {
 
 impl std::error::Error for NotPossibleHere {}
 
-/// A package of the distribution, and why it is needed.
+/// A package of Debian 12, and why it is needed.
 struct Package {
     name: &'static str,
     why: &'static str,
     what_for: For,
+    /// A program that shows that it is there, on other distributions.
+    program: Option<&'static str>,
 }
 
-const fn package(name: &'static str, what_for: For, why: &'static str) -> Package {
-    Package { name, why, what_for }
+const fn package(
+    name: &'static str,
+    what_for: For,
+    why: &'static str,
+    program: Option<&'static str>,
+) -> Package {
+    Package { name, why, what_for, program }
 }
 
 /// What compiles the kernel programs, unless rustup's nightly can.
-const COMPILER: [Package; 4] = [
-    package("rustc-web", For::Building, "a Rust compiler that knows BPF"),
-    package("libstd-rust-web-dev-bpf", For::Building, "its compiled core library for BPF"),
-    package("llvm-22-dev", For::Building, "the LLVM that bpf-linker is built against"),
-    package("libzstd-dev", For::Building, "which that LLVM is linked with"),
+const COMPILER: [Package; 6] = [
+    package("rustc-web", For::Building, "a Rust compiler that knows BPF", None),
+    package("libstd-rust-web-dev-bpf", For::Building, "its compiled core library for BPF", None),
+    package("llvm-22-dev", For::Building, "the LLVM that bpf-linker is built against", None),
+    package("libzstd-dev", For::Building, "which that LLVM is linked with", None),
+    package("zlib1g-dev", For::Building, "which that LLVM is linked with", None),
+    package("g++", For::Building, "links bpf-linker with that LLVM", None),
 ];
 
 const PACKAGES: [Package; 13] = [
-    package("gcc", For::Building, "links the binaries"),
-    package("libc6-dev", For::Building, "the static C library"),
-    package(QEMU, For::Machines, "runs real kernels, in software if need be"),
-    package("busybox-static", For::Machines, "the small userland in the virtual machines"),
-    package("cpio", For::Machines, "packs their first root filesystem"),
-    package("kmod", For::Machines, "indexes the kernels' modules"),
-    package("xz-utils", For::Machines, "unpacks modules"),
-    package("zstd", For::Machines, "unpacks modules"),
-    package("gzip", For::Machines, "unpacks modules"),
-    package("e2fsprogs", For::Machines, "makes their disks"),
-    package("libc-bin", For::Machines, "finds the libraries that their programs need (ldd)"),
-    package("mmdebstrap", For::Demo, "makes the Debian root filesystem"),
-    package("debian-archive-keyring", For::Demo, "checks the packages that go into it"),
+    package("gcc", For::Building, "links the binaries", Some("gcc")),
+    package("libc6-dev", For::Building, "the static C library", None),
+    package(QEMU, For::Machines, "runs real kernels, in software if need be", Some(EMULATOR)),
+    package(
+        "busybox-static",
+        For::Machines,
+        "the small userland in the virtual machines",
+        Some("busybox"),
+    ),
+    package("cpio", For::Machines, "packs their first root filesystem", Some("cpio")),
+    package("kmod", For::Machines, "indexes the kernels' modules", Some("depmod")),
+    package("xz-utils", For::Machines, "unpacks modules", Some("xz")),
+    package("zstd", For::Machines, "unpacks modules", Some("zstd")),
+    package("gzip", For::Machines, "unpacks modules", Some("gzip")),
+    package("e2fsprogs", For::Machines, "makes their disks", Some("mkfs.ext4")),
+    package("libc-bin", For::Machines, "finds the libraries that their programs need", Some("ldd")),
+    package("mmdebstrap", For::Demo, "makes the Debian root filesystem", Some("mmdebstrap")),
+    package("debian-archive-keyring", For::Demo, "checks the packages that go into it", None),
 ];
 
 const QEMU: &str =
     if cfg!(target_arch = "aarch64") { "qemu-system-arm" } else { "qemu-system-x86" };
+const EMULATOR: &str =
+    if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
 
 /// Makes the machine ready.
 ///
@@ -114,40 +130,65 @@ fn compiler_and_packages(what_for: For) -> Result<()> {
         || (ebpf::find_linker().is_err() && !Path::new(LLVM).is_dir() && !has_nightly());
     let wanted = COMPILER.iter().filter(|_| needs_compiler).chain(&PACKAGES);
     let wanted: Vec<_> = wanted.filter(|package| package.what_for <= what_for).collect();
-    let is_debian = Path::new("/usr/bin/dpkg-query").is_file();
-    let missing: Vec<_> = if is_debian {
+    let is_debian_12 = is_debian_12();
+    let missing: Vec<_> = if is_debian_12 {
         let installed = installed(&wanted)?;
         wanted.into_iter().filter(|package| !installed.contains(package.name)).collect()
     } else {
-        wanted
+        wanted.into_iter().filter(|package| !is_there(package, needs_compiler)).collect()
     };
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing.iter().map(|package| package.name);
-    let update = apt(["update"]);
-    let install = apt(["install", "--yes", "--no-install-recommends"].into_iter().chain(names));
+    let names = || missing.iter().map(|package| package.name);
     let list: Vec<_> =
         missing.iter().map(|package| format!("  {:26}{}", package.name, package.why)).collect();
     let list = list.join("\n");
-    if !is_debian || !is_root() {
-        let reason = if is_debian { "needs root" } else { "knows how to on Debian 12 only" };
-        return Err(NotPossibleHere(format!(
-            "set-up {reason}. These are missing:\n{list}\nOn Debian 12, run as root:\n  {}\n  {}\n\
-             Elsewhere, install what does the same; instead of the first four, rustup's nightly \
-             with the component rust-src and bpf-linker {BPF_LINKER} will do.",
+    if !is_debian_12 || !is_root() {
+        let reason = if is_debian_12 { "needs root" } else { "knows Debian 12 only" };
+        let update = apt(["update"]);
+        let install =
+            apt(["install", "--yes", "--no-install-recommends"].into_iter().chain(names()));
+        let mut text = format!(
+            "set-up {reason}. These are missing:\n{list}\nOn Debian 12, run as root:\n  {}\n  {}",
             shown(&update),
             shown(&install),
-        ))
-        .into());
+        );
+        if !is_debian_12 {
+            text.push_str("\nElsewhere, install the packages that hold the same.");
+        }
+        if needs_compiler {
+            text.push_str(&format!(
+                "\nTo compile the kernel programs with rustup instead:\n  rustup toolchain install \
+                 nightly --component rust-src\n  cargo install bpf-linker --version {BPF_LINKER}"
+            ));
+        }
+        return Err(NotPossibleHere(text).into());
     }
     eprintln!("installing:\n{list}");
     retry(|| run(&mut apt(["update", "-qq"])))?;
-    let names = missing.iter().map(|package| package.name);
-    let arguments = ["install", "--yes", "-qq", "--no-install-recommends"].into_iter().chain(names);
+    let arguments =
+        ["install", "--yes", "-qq", "--no-install-recommends"].into_iter().chain(names());
     let mut install = apt(arguments);
     retry(|| run(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(log("apt")?)))
         .context("installing packages; the log is in the target folder, xtask/apt.log")
+}
+
+fn is_debian_12() -> bool {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let has = |wanted: &str| text.lines().any(|line| line.replace('"', "") == wanted);
+    has("ID=debian") && has("VERSION_ID=12") && Path::new("/usr/bin/dpkg-query").is_file()
+}
+
+/// Whether what a package holds is there, on a distribution of which the packages are not known.
+fn is_there(package: &Package, needs_compiler: bool) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = || env::split_paths(&path).chain(["/sbin", "/usr/sbin"].map(Into::into));
+    match package.program {
+        Some(program) => folders().any(|folder| folder.join(program).is_file()),
+        // What cannot be seen is taken for there, but for the compiler, which was looked for.
+        None => !needs_compiler || !COMPILER.iter().any(|one| one.name == package.name),
+    }
 }
 
 /// Where a talkative program's output goes.
