@@ -27,14 +27,29 @@ impl Kinds {
     pub const SCRIPT: Self = Self(1 << 2);
     /// A kernel module.
     pub const MODULE: Self = Self(1 << 3);
+    /// Firmware that a driver asks the kernel to read.
+    pub const FIRMWARE: Self = Self(1 << 4);
+    /// A kernel image or its initramfs, for kexec.
+    pub const KEXEC: Self = Self(1 << 5);
+    /// A mark on a program: it may make memory executable that holds no file's content.
+    pub const JIT: Self = Self(1 << 6);
+    /// A mark on a program: it takes its script only from files that are listed as such.
+    pub const INTERPRETER: Self = Self(1 << 7);
 
     /// Every single kind with the word that policies and manifests use for it.
-    pub const WORDS: [(Self, &'static str); 4] = [
+    pub const WORDS: [(Self, &'static str); 8] = [
         (Self::EXECUTABLE, "executable"),
         (Self::LIBRARY, "library"),
         (Self::SCRIPT, "script"),
         (Self::MODULE, "module"),
+        (Self::FIRMWARE, "firmware"),
+        (Self::KEXEC, "kexec"),
+        (Self::JIT, "jit"),
+        (Self::INTERPRETER, "interpreter"),
     ];
+
+    /// The kinds that are marks on a program and nothing that a file could be used as.
+    pub const MARKS: Self = Self(Self::JIT.0 | Self::INTERPRETER.0);
 
     /// Whether the two sets have a kind in common.
     #[must_use]
@@ -84,10 +99,43 @@ pub struct Rule {
 
 const _: () = assert!(size_of::<Rule>() == 8);
 
+/// What a policy chooses besides its rules, as a set. Part of [`Active`], so that it switches with
+/// the rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Choices(pub u16);
+
+impl Choices {
+    /// Everything as it is without a word about it in the policy.
+    pub const NONE: Self = Self(0);
+    /// Memory without a file may be made executable by every program, and nothing is said of it.
+    pub const MEMORY_ALLOWED: Self = Self(1 << 1);
+    /// Memory without a file may be made executable only by programs with [`Kinds::JIT`].
+    pub const MEMORY_DENIED: Self = Self(1 << 2);
+    /// Block devices that carry a mounted filesystem cannot be opened for writing.
+    pub const MOUNTED_DEVICES_CLOSED: Self = Self(1 << 3);
+    /// The policy marks at least one program with [`Kinds::INTERPRETER`].
+    pub const INTERPRETERS: Self = Self(1 << 4);
+
+    /// The choices of both sets.
+    #[must_use]
+    #[inline(always)]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all choices of `other` are made.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 /// The one word that says which policy is in force and how. It is written with one store and read
 /// with one load, so that every gate switches at the same instant.
 ///
-/// Layout: bits 1 to 63 the generation, bit 0 the mode.
+/// Layout: bits 16 to 63 the generation, bits 1 to 15 the choices, bit 0 the mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Active(pub u64);
@@ -98,15 +146,29 @@ impl Active {
 
     /// The word for `generation` (at least 1) in `mode`.
     #[must_use]
-    pub const fn new(generation: u64, mode: Mode) -> Self {
-        Self(generation << 1 | mode as u64)
+    pub const fn new(generation: u64, mode: Mode, choices: Choices) -> Self {
+        Self(generation << 16 | choices.0 as u64 & 0xfffe | mode as u64)
+    }
+
+    /// The same policy in `mode`.
+    #[must_use]
+    pub const fn in_mode(self, mode: Mode) -> Self {
+        Self(self.0 & !1 | mode as u64)
+    }
+
+    /// What the policy chooses besides its rules.
+    #[must_use]
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
+    pub const fn choices(self) -> Choices {
+        Choices(self.0 as u16 & 0xfffe)
     }
 
     /// The number of the policy in force, counted from 1 since the programs were loaded.
     #[must_use]
     #[inline(always)]
     pub const fn generation(self) -> u64 {
-        self.0 >> 1
+        self.0 >> 16
     }
 
     /// Whether what the policy does not allow is refused.

@@ -9,6 +9,15 @@ wire_enum! {
         Exec = 0 => "exec",
         /// mapping of a file with effective `PROT_EXEC`.
         Mapping = 1 => "mapping",
+        /// what the kernel itself takes in and runs or hands to hardware: modules, kexec images,
+        /// firmware.
+        Kernel = 2 => "kernel",
+        /// memory that is made executable: of a file that was mapped otherwise, or of no file.
+        Memory = 3 => "memory",
+        /// a file that a program with [`crate::Kinds::INTERPRETER`] opens as its script.
+        Interpreter = 4 => "interpreter",
+        /// opening a block device for writing under a mounted filesystem.
+        Device = 5 => "device",
     }
 }
 
@@ -21,6 +30,8 @@ wire_enum! {
         WouldDeny = 1 => "would-deny",
         /// Refused with `EPERM`.
         Deny = 2 => "deny",
+        /// The policy asks to be told of it, and lets it pass in every mode.
+        Report = 3 => "report",
     }
 }
 
@@ -35,6 +46,15 @@ wire_enum! {
         Denied = 2 => "denied",
         /// The digest is listed, but for another kind of artifact.
         WrongKind = 3 => "wrong-kind",
+        /// Memory that holds no file's content is made executable.
+        AnonymousMemory = 4 => "anonymous-memory",
+        /// A private mapping of a file is made executable although it was changed, or so that it
+        /// can be.
+        ChangedMapping = 5 => "changed-mapping",
+        /// The block device carries a mounted filesystem.
+        MountedDevice = 6 => "mounted-device",
+        /// The policy trusts everything on this verified, read-only filesystem.
+        VerifiedFilesystem = 7 => "verified-filesystem",
 
         /// Somebody holds the file open for writing, so its digest would mean nothing.
         BeingWritten = 16 => "being-written",
@@ -57,6 +77,16 @@ wire_enum! {
         NoMemory = 24 => "no-memory",
         /// The policy was switched several times while the file was being hashed.
         PolicyChanged = 25 => "policy-changed",
+        /// The kernel is given the bytes from memory and not from a file.
+        NoFile = 26 => "no-file",
+        /// The kernel reads the file for a purpose that this version does not know.
+        UnknownUse = 27 => "unknown-use",
+        /// No verdict was made for the file, and none can be made here.
+        NotAppraised = 28 => "not-appraised",
+        /// The layers of an overlay filesystem cannot be looked at.
+        LayersUnknown = 29 => "layers-unknown",
+        /// The descriptor shows a layer of an overlay filesystem that the file has left since.
+        StaleLayer = 30 => "stale-layer",
     }
 }
 
@@ -86,6 +116,8 @@ wire_enum! {
         HashedBytes = 5 => "hashed_bytes",
         /// Events that found the ring full.
         Lost = 6 => "lost",
+        /// Told of and let pass, because the policy asks for no more.
+        Reported = 7 => "reported",
     }
 }
 

@@ -111,6 +111,7 @@ unsafe fn judge_in_full(
             Outcome::Allow => Counter::Allowed,
             Outcome::WouldDeny => Counter::WouldDeny,
             Outcome::Deny => Counter::Denied,
+            Outcome::Report => Counter::Reported,
         },
         1,
     );
@@ -167,7 +168,7 @@ unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisa
     };
     // SAFETY: the contract of this function.
     unsafe {
-        appraisal.reason = why_not_identifiable(file, inode);
+        appraisal.reason = why_not_identifiable(file, inode, appraisal.active.generation());
         if appraisal.reason.is_some() {
             return appraisal;
         }
@@ -212,6 +213,10 @@ unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisa
         appraisal.active = active();
         let generation = appraisal.active.generation();
         let rule = rule(generation, &appraisal.digest);
+        if is_untrusted_filesystem(inode_filesystem(inode), generation) {
+            appraisal.reason = Some(Reason::Filesystem);
+            return appraisal;
+        }
         // A slot is filled again only after two switches.
         if active().generation() > generation + 1 {
             appraisal.reason = Some(Reason::PolicyChanged);
@@ -242,12 +247,16 @@ unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisa
 /// # Safety
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
-unsafe fn why_not_identifiable(file: *const File, inode: *const Inode) -> Option<Reason> {
+unsafe fn why_not_identifiable(
+    file: *const File,
+    inode: *const Inode,
+    generation: u64,
+) -> Option<Reason> {
     // SAFETY: the contract of this function.
     unsafe {
         if inode_mode(inode) & FILE_TYPE != REGULAR_FILE {
             Some(Reason::NotAFile)
-        } else if is_untrusted_filesystem(inode_filesystem(inode)) {
+        } else if is_untrusted_filesystem(inode_filesystem(inode), generation) {
             Some(Reason::Filesystem)
         } else if inode_size(inode) > MAX_HASHED_BYTES.load() {
             Some(Reason::TooLarge)

@@ -43,9 +43,10 @@ static POLICIES: ArrayOfMaps<Rules, { SLOTS as usize }> = ArrayOfMaps::new();
 #[btf_map]
 pub static VERDICTS: InodeStorage<Verdict> = InodeStorage::new();
 
-/// Magic numbers of filesystems whose content cannot be relied on to be the same twice.
+/// Magic numbers of filesystems whose content cannot be relied on to be the same twice, and bit by
+/// bit the slots whose policy trusts them all the same.
 #[btf_map]
-static UNTRUSTED_FILESYSTEMS: HashMap<u64, u8, 64> = HashMap::new();
+static UNTRUSTED_FILESYSTEMS: HashMap<u64, u64, 64> = HashMap::new();
 
 /// One number for each gate and [`Counter`].
 #[btf_map]
@@ -87,10 +88,15 @@ pub fn rule(generation: u64, digest: &[u8; DIGEST_LEN]) -> Option<Rule> {
     }
 }
 
-/// Whether the content of files on this filesystem may change between hash and use.
+/// Whether the content of files on this filesystem may change between hash and use, and the policy
+/// of `generation` does not trust it.
 #[inline(always)]
-pub fn is_untrusted_filesystem(magic: u64) -> bool {
-    UNTRUSTED_FILESYSTEMS.get_ptr(&magic).is_some()
+pub fn is_untrusted_filesystem(magic: u64, generation: u64) -> bool {
+    UNTRUSTED_FILESYSTEMS.get_ptr(&magic).is_some_and(|trusted| {
+        // SAFETY: points to a map value.
+        let trusted = unsafe { trusted.read_volatile() };
+        trusted >> Active::slot(generation) & 1 == 0
+    })
 }
 
 /// Adds to one of the gate's numbers.

@@ -125,8 +125,11 @@ fn kinds(kinds: Kinds) -> Vec<&'static str> {
     words.map(|(_, word)| *word).collect()
 }
 
-fn artifact(event: &GateEvent) -> ArtifactInfo {
+fn artifact(event: &GateEvent) -> Option<ArtifactInfo> {
     let header = &event.header;
+    if header.device == 0 && header.inode == 0 {
+        return None;
+    }
     let (path, path_hex) = match &event.path {
         Ok(path) => match std::str::from_utf8(path) {
             Ok(path) => (path.to_owned(), None),
@@ -139,7 +142,7 @@ fn artifact(event: &GateEvent) -> ArtifactInfo {
     };
     let hash_failed = matches!(event.reason, Reason::HashFailed | Reason::WrongAlgorithm);
     let has_digest = !hash_failed && header.digest.iter().any(|byte| *byte != 0);
-    ArtifactInfo {
+    Some(ArtifactInfo {
         path,
         path_hex,
         digest: has_digest.then(|| digest::format(&header.digest)),
@@ -148,7 +151,7 @@ fn artifact(event: &GateEvent) -> ArtifactInfo {
         device: format!("{}:{}", header.device >> 20, header.device & 0xf_ffff),
         inode: header.inode,
         hash_status: hash_failed.then_some(header.hash_status),
-    }
+    })
 }
 
 /// The kernel's record, continued from `/proc` where it ends before the first process.

@@ -43,14 +43,28 @@ fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Resul
     let did = match decision.outcome {
         "allow" => "allowed",
         "would-deny" => "would deny",
+        "report" => "noticed",
         _ => "denied",
     };
-    write!(f, "{did} {} of {}", decision.gate, Plain(&artifact.path))?;
-    if let Some(digest) = &artifact.digest {
-        write!(f, " (sha256 {digest})")?;
+    let (what, verb) = match decision.gate {
+        "exec" => ("exec of", "run"),
+        "mapping" => ("mapping of", "mapped"),
+        "kernel" => ("loading into the kernel of", "loaded"),
+        "memory" => ("making memory executable of", "made"),
+        "interpreter" => ("interpreting of", "read"),
+        "device" => ("writing to", "opened"),
+        other => (other, "done"),
+    };
+    match artifact {
+        None => write!(f, "{did} {what} something that is no file")?,
+        Some(artifact) => {
+            write!(f, "{did} {what} {}", Plain(&artifact.path))?;
+            if let Some(digest) = &artifact.digest {
+                write!(f, " (sha256 {digest})")?;
+            }
+        }
     }
     write!(f, ": {}", why(decision))?;
-    let verb = if decision.gate == "exec" { "run" } else { "mapped" };
     write!(f, "; {verb} by {} (pid {}, uid {})", Plain(&process.comm), process.pid, process.uid)?;
     if let Some(parent) = process.ancestors.first() {
         write!(f, ", parent {}", Plain(&parent.comm))?;
@@ -70,6 +84,7 @@ pub fn why(decision: &Decision) -> String {
         .as_ref()
         .map_or_else(String::new, |rule| format!(" ({}:{})", Plain(&rule.file), rule.line));
     let listed = decision.rule.as_ref().map_or_else(String::new, |rule| rule.kinds.join(" and "));
+    let artifact = decision.artifact.as_ref();
     match decision.reason {
         "listed" => format!("listed in policy {policy}{place}"),
         "unlisted" => format!("not in policy {policy}"),
@@ -82,17 +97,30 @@ pub fn why(decision: &Decision) -> String {
         "unstable" => "it was opened for writing while it was judged".into(),
         "unsealed" => "it lives in memory and is not sealed against writing".into(),
         "not-a-file" => "it is not a regular file".into(),
-        "too-large" => format!("its {} bytes are too many to hash", decision.artifact.size),
+        "too-large" => {
+            let size = artifact.map_or(0, |artifact| artifact.size);
+            format!("its {size} bytes are too many to hash")
+        }
         "filesystem" => {
-            format!("content on {} can change between check and use", decision.artifact.filesystem)
+            let filesystem = artifact.map_or("its filesystem", |artifact| &artifact.filesystem);
+            format!("content on {filesystem} can change between check and use")
         }
         "hash-failed" => {
-            let status = decision.artifact.hash_status.unwrap_or_default();
+            let status = artifact.and_then(|artifact| artifact.hash_status).unwrap_or_default();
             format!("the kernel could not hash it (error {})", status.saturating_neg())
         }
         "wrong-algorithm" => "the kernel's IMA does not use SHA-256".into(),
         "no-memory" => "the kernel had no memory for the verdict".into(),
         "policy-changed" => "the policy changed while it was hashed".into(),
+        "anonymous-memory" => "the memory holds no file's content".into(),
+        "changed-mapping" => "the mapping was changed since it was made, or could be".into(),
+        "mounted-device" => "a mounted filesystem lies on it".into(),
+        "verified-filesystem" => format!("policy {policy} trusts its verified filesystem"),
+        "no-file" => "the kernel is given bytes from memory, which cannot be identified".into(),
+        "unknown-use" => "the kernel reads it for a purpose that this version does not know".into(),
+        "not-appraised" => "the file was not judged before, and cannot be judged here".into(),
+        "layers-unknown" => "the layers of its overlay filesystem cannot be looked at".into(),
+        "stale-layer" => "the descriptor shows a layer that the file has left since".into(),
         other => other.to_owned(),
     }
 }
@@ -106,6 +134,21 @@ fn mend(decision: &Decision) -> Option<String> {
         "being-written" | "unstable" => Some("to allow: close it first".into()),
         "unsealed" => Some("to allow: seal it with F_SEAL_WRITE, and list its digest".into()),
         "wrong-algorithm" => Some("remove ima_hash= from the kernel's command line".into()),
+        "anonymous-memory" | "changed-mapping" => {
+            Some("to allow: list the program's digest with kinds = [\"jit\"] as well".into())
+        }
+        "mounted-device" => {
+            Some("to allow: unmount it first, or set mounted_devices = \"open\"".into())
+        }
+        "filesystem" => {
+            let kind = decision.artifact.as_ref().map_or("…", |artifact| &artifact.filesystem);
+            Some(format!(
+                "to allow: copy it to a local filesystem, or add [[filesystem]] type = \"{kind}\""
+            ))
+        }
+        "no-file" => Some("to allow: load it from a file whose digest is listed".into()),
+        "not-appraised" => Some("to allow: map it as code from the beginning".into()),
+        "stale-layer" => Some("to allow: open it anew".into()),
         _ => None,
     }
 }

@@ -94,9 +94,9 @@ pub struct PolicyId {
 /// What a gate decided.
 #[derive(Clone, Debug, Serialize)]
 pub struct Decision {
-    /// `exec` or `mapping`.
+    /// The gate's word.
     pub gate: &'static str,
-    /// `allow`, `would-deny` or `deny`.
+    /// `allow`, `would-deny`, `deny` or `report`.
     pub outcome: &'static str,
     /// Why, as a stable word.
     pub reason: &'static str,
@@ -108,8 +108,8 @@ pub struct Decision {
     pub rule: Option<RulePlace>,
     /// What the gate was asked for.
     pub wanted: Vec<&'static str>,
-    /// What was judged.
-    pub artifact: ArtifactInfo,
+    /// What was judged; none if it is no file. For memory it is the program whose memory it is.
+    pub artifact: Option<ArtifactInfo>,
     /// Who made the attempt.
     pub process: ProcessInfo,
     /// Whether the verdict was already on the inode.

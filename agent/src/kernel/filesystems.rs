@@ -60,6 +60,12 @@ const LOCAL: &[Filesystem] = &[
     filesystem(0x6265_6572, "sysfs"),
 ];
 
+/// Whether this is the name of a filesystem whose content only this kernel changes.
+#[must_use]
+pub fn is_local(name: &str) -> bool {
+    LOCAL.iter().any(|filesystem| filesystem.name == name)
+}
+
 /// Magic number of the filesystem that a path lies on.
 ///
 /// # Errors

@@ -133,6 +133,9 @@ pub struct Gates {
     attached: Vec<(Hook, Attached)>,
     hooks: Vec<Hook>,
     active: ActiveWord,
+    /// For each kind of filesystem that is served by somebody else: the slots whose policy trusts
+    /// it, as bits.
+    filesystems: HashMap<MapData, u64, u64>,
     policies: ArrayOfMaps<MapData, Rules>,
     /// The maps in the slots, and the one that was replaced last. A program that looked a map up
     /// before it was replaced may still be using it.
@@ -173,12 +176,13 @@ impl Gates {
             return Err(GatesError::Missing("ACTIVE"));
         };
         let active = ActiveWord::map(active)?;
-        let mut filesystems: HashMap<_, u64, u8> = take(&mut ebpf, "UNTRUSTED_FILESYSTEMS")?;
+        let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "UNTRUSTED_FILESYSTEMS")?;
         for filesystem in filesystems::UNTRUSTED {
-            filesystems.insert(filesystem.magic, 1, 0)?;
+            filesystems.insert(filesystem.magic, 0, 0)?;
         }
         Ok(Self {
             active,
+            filesystems,
             policies: take(&mut ebpf, "POLICIES")?,
             verdicts: take(&mut ebpf, "VERDICTS")?,
             counters: take(&mut ebpf, "COUNTERS")?,
@@ -229,16 +233,22 @@ impl Gates {
             progress.inc(1);
         }
         let slot = Active::slot(generation);
+        for filesystem in filesystems::UNTRUSTED {
+            let magic = filesystem.magic;
+            let others = self.filesystems.get(&magic, 0)? & !(1 << slot);
+            let own = u64::from(policy.trusted_filesystems.contains(&magic)) << slot;
+            self.filesystems.insert(magic, others | own, 0)?;
+        }
         self.policies.set(slot, &rules, 0)?;
         self.retired = self.rules[slot as usize].replace(rules);
-        let active = Active::new(generation, mode);
+        let active = Active::new(generation, mode, policy.choices);
         self.active.store(active);
         Ok(active)
     }
 
     /// Changes the mode of the policy in force.
     pub fn set_mode(&self, mode: Mode) -> Active {
-        let active = Active::new(self.active.load().generation(), mode);
+        let active = self.active.load().in_mode(mode);
         self.active.store(active);
         active
     }

@@ -231,6 +231,7 @@ fn counted(event: &GateEvent) -> impl Iterator<Item = (Gate, Counter, u64)> + us
         Outcome::Allow => Counter::Allowed,
         Outcome::WouldDeny => Counter::WouldDeny,
         Outcome::Deny => Counter::Denied,
+        Outcome::Report => Counter::Reported,
     };
     let undecided = u64::from(event.reason.cannot_decide());
     [

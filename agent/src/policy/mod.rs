@@ -11,7 +11,7 @@ use std::{
 };
 
 use indicatif::ProgressBar;
-use portcullis_common::{Digest, Mode, Rule};
+use portcullis_common::{Choices, Digest, Kinds, Mode, Rule};
 
 use diagnostic::{Diagnostic, Diagnostics, Text};
 use source::Source;
@@ -33,6 +33,11 @@ pub struct Policy {
     pub sources: Vec<PathBuf>,
     /// One rule for each digest, sorted by digest.
     pub rules: Vec<(Digest, Rule)>,
+    /// Kinds of filesystem that are trusted although somebody else serves their content, by magic
+    /// number.
+    pub trusted_filesystems: Vec<u64>,
+    /// What it chooses besides rules.
+    pub choices: Choices,
 }
 
 impl Policy {
@@ -96,7 +101,19 @@ impl Policy {
         }
         let rules = rules.merge(&sources, &mut found);
         Diagnostics::check(found)?;
-        Ok(Self { name: source.name, version: source.version, mode: source.mode, sources, rules })
+        let mut choices = source.choices;
+        if rules.iter().any(|(_, rule)| rule.kinds.intersects(Kinds::INTERPRETER)) {
+            choices = choices.union(Choices::INTERPRETERS);
+        }
+        Ok(Self {
+            name: source.name,
+            version: source.version,
+            mode: source.mode,
+            sources,
+            rules,
+            trusted_filesystems: source.trusted_filesystems,
+            choices,
+        })
     }
 
     /// The policy that lists nothing.
@@ -108,6 +125,8 @@ impl Policy {
             mode: Mode::Audit,
             sources: Vec::new(),
             rules: Vec::new(),
+            trusted_filesystems: Vec::new(),
+            choices: Choices::NONE,
         }
     }
 
@@ -190,8 +209,6 @@ fn read(file: &Path, progress: &ProgressBar) -> Result<Vec<u8>, Diagnostic> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use portcullis_common::Kinds;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis_common::{Digest, Kinds, Mode};
+use portcullis_common::{Choices, Digest, Kinds, Mode};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -10,6 +10,7 @@ use toml::{
 
 use crate::{
     artifact::digest,
+    kernel::filesystems,
     policy::diagnostic::{Diagnostic, Diagnostics, Text, closest},
 };
 
@@ -28,6 +29,11 @@ pub struct Source {
     pub allow: Vec<Allow>,
     /// Digests denied.
     pub deny: Vec<Deny>,
+    /// Kinds of filesystem that are trusted although somebody else serves their content, by magic
+    /// number.
+    pub trusted_filesystems: Vec<u64>,
+    /// What it chooses besides rules.
+    pub choices: Choices,
 }
 
 /// A manifest that belongs to a policy.
@@ -61,10 +67,32 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 6] = ["name", "version", "mode", "include", "allow", "deny"];
+const TOP_KEYS: [&str; 9] = [
+    "name",
+    "version",
+    "mode",
+    "anonymous_memory",
+    "mounted_devices",
+    "include",
+    "filesystem",
+    "allow",
+    "deny",
+];
+const FILESYSTEM_KEYS: [&str; 2] = ["type", "comment"];
 const ALLOW_KEYS: [&str; 4] = ["digest", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
 const INCLUDE_KEYS: [&str; 2] = ["path", "kinds"];
+
+/// What may happen when memory that holds no file's content is made executable.
+const ANONYMOUS_MEMORY: [(&str, Choices); 3] = [
+    ("report", Choices::NONE),
+    ("allow", Choices::MEMORY_ALLOWED),
+    ("deny", Choices::MEMORY_DENIED),
+];
+
+/// Whether block devices under mounted filesystems can be written.
+const MOUNTED_DEVICES: [(&str, Choices); 2] =
+    [("open", Choices::NONE), ("closed", Choices::MOUNTED_DEVICES_CLOSED)];
 
 /// How long a policy's name may be, in bytes: it stands in every line of log.
 const NAME_MAX: usize = 64;
@@ -126,6 +154,18 @@ impl Reader<'_> {
         let include = get("include").map(|value| self.list(value, "include", Self::include));
         let allow = get("allow").map(|value| self.list(value, "[[allow]]", Self::allow));
         let deny = get("deny").map(|value| self.list(value, "[[deny]]", Self::deny));
+        let filesystems =
+            get("filesystem").map(|value| self.list(value, "[[filesystem]]", Self::filesystem));
+        let mut choices = Choices::NONE;
+        for (key, known) in
+            [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
+        {
+            if let Some(chosen) =
+                get(key).and_then(|value| self.word(value, key, known.iter().copied()))
+            {
+                choices = choices.union(chosen);
+            }
+        }
         Source {
             // A missing value is a mistake already, so the default is never used.
             name: name.unwrap_or_default(),
@@ -134,6 +174,8 @@ impl Reader<'_> {
             include: include.unwrap_or_default(),
             allow: allow.unwrap_or_default(),
             deny: deny.unwrap_or_default(),
+            trusted_filesystems: filesystems.unwrap_or_default(),
+            choices,
         }
     }
 
@@ -297,6 +339,31 @@ impl Reader<'_> {
         Some(Deny { digest, line })
     }
 
+    /// A kind of filesystem that the policy trusts, by its magic number.
+    fn filesystem(&mut self, value: &Value<'_>) -> Option<u64> {
+        let table = self.table(value, &FILESYSTEM_KEYS, "[[filesystem]]")?;
+        self.comments(table);
+        let Some(name) = table.get("type") else {
+            self.report_help(
+                value.span().start,
+                "`type` is missing in [[filesystem]]",
+                "add the kind that is to be trusted, such as type = \"nfs\"",
+            );
+            return None;
+        };
+        let known = filesystems::UNTRUSTED.iter().map(|one| (one.name, one.magic));
+        let written = name.get_ref().as_str().unwrap_or_default();
+        if filesystems::is_local(written) {
+            self.report_help(
+                name.span().start,
+                format!("filesystem \"{written}\" is judged by content and needs no trust"),
+                "remove this [[filesystem]]",
+            );
+            return None;
+        }
+        self.word(name, "filesystem", known)
+    }
+
     fn include(&mut self, value: &Value<'_>) -> Option<Include> {
         let offset = value.span().start;
         let (path, kinds) = if value.get_ref().is_table() {
@@ -388,92 +455,4 @@ fn words<'a>(known: impl Iterator<Item = &'a str>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-name = "plant-7"
-version = 3
-mode = "enforce"
-include = ["base.manifest", { path = "vendor.sha256", kinds = ["library"] }]
-
-[[allow]]
-digest = "sha256:AAaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-kinds = ["executable", "library"]
-path = "/opt/pump"
-
-[[deny]]
-digest = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
-comment = "CVE-2026-1"
-"#;
-
-    fn mistakes(text: &str) -> Vec<String> {
-        match Source::parse(Path::new("p.toml"), text) {
-            Ok(source) => panic!("no mistake found: {source:?}"),
-            Err(found) => found.as_slice().iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    #[test]
-    fn reads_a_whole_policy() {
-        let source = Source::parse(Path::new("p.toml"), GOOD).expect("good");
-        assert_eq!((source.name.as_str(), source.version), ("plant-7", 3));
-        assert_eq!(source.mode, Mode::Enforce);
-        assert_eq!(source.include[1].kinds, Some(Kinds::LIBRARY));
-        let kinds = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
-        assert_eq!(source.allow, [Allow { digest: [0xaa; 32], kinds, line: 8 }]);
-        assert_eq!(source.deny, [Deny { digest: [0xbb; 32], line: 13 }]);
-    }
-
-    #[test]
-    fn every_mistake_is_reported_with_place_and_mend() {
-        let text = r#"
-nmae = "plant-7"
-version = "3"
-mode = "enforced"
-include = "base.manifest"
-
-[[allow]]
-digest = "abc"
-kinds = "executable"
-
-[[allow]]
-digets = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-kinds = ["executble", "library"]
-
-[[allow]]
-digest = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-kinds = []
-
-[[deny]]
-digest = "zaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-kinds = ["library"]
-"#;
-        let expected = [
-            "p.toml:1:1: `name` is missing; add a line such as name = \"plant-7\"",
-            "p.toml:2:1: unknown key `nmae` in a policy; did you mean `name`?",
-            "p.toml:3:11: `version` must be a whole number from 1, not this string; write it \
-             without quotes and raise it with every change: version = 1",
-            "p.toml:4:8: unknown mode \"enforced\"; did you mean \"enforce\"?",
-            "p.toml:5:11: include must be a list, not this string; write include = [\"…\"]",
-            "p.toml:8:10: a digest of 3 digits; SHA-256 has 64, as sha256sum prints them",
-            "p.toml:9:9: `kinds` must be a list; write kinds = [\"executable\"]",
-            "p.toml:11:1: `digest` is missing in [[allow]]; add the file's SHA-256, as sha256sum \
-             prints it",
-            "p.toml:12:1: unknown key `digets` in [[allow]]; did you mean `digest`?",
-            "p.toml:13:10: unknown kind \"executble\"; did you mean \"executable\"?",
-            "p.toml:17:9: `kinds` is empty, so the digest would be allowed as nothing; name at \
-             least one of `executable`, `library`, `script`, `module`",
-            "p.toml:20:10: `z` is not a hexadecimal digit; copy the digest as sha256sum prints it",
-            "p.toml:21:1: unknown key `kinds` in [[deny]]; a denied digest is denied as every kind",
-        ];
-        assert_eq!(mistakes(text), expected);
-    }
-
-    #[test]
-    fn broken_toml_is_placed() {
-        let found = mistakes("name = \"a\nversion = 1\nmode = \"audit\"\n");
-        assert!(found[0].starts_with("p.toml:1:"), "{found:?}");
-        assert!(found[0].contains("not valid TOML"), "{found:?}");
-    }
-}
+mod tests;

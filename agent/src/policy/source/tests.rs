@@ -1,0 +1,126 @@
+use super::*;
+
+const GOOD: &str = r#"
+name = "plant-7"
+version = 3
+mode = "enforce"
+anonymous_memory = "deny"
+mounted_devices = "closed"
+include = ["base.manifest", { path = "vendor.sha256", kinds = ["library"] }]
+
+[[allow]]
+digest = "sha256:AAaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = ["executable", "library"]
+path = "/opt/pump"
+
+[[deny]]
+digest = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+comment = "CVE-2026-1"
+
+[[filesystem]]
+type = "nfs"
+comment = "served by the plant's own server"
+"#;
+
+fn mistakes(text: &str) -> Vec<String> {
+    match Source::parse(Path::new("p.toml"), text) {
+        Ok(source) => panic!("no mistake found: {source:?}"),
+        Err(found) => found.as_slice().iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn reads_a_whole_policy() {
+    let source = Source::parse(Path::new("p.toml"), GOOD).expect("good");
+    assert_eq!((source.name.as_str(), source.version), ("plant-7", 3));
+    assert_eq!(source.mode, Mode::Enforce);
+    assert_eq!(source.include[1].kinds, Some(Kinds::LIBRARY));
+    let kinds = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
+    assert_eq!(source.allow, [Allow { digest: [0xaa; 32], kinds, line: 10 }]);
+    assert_eq!(source.deny, [Deny { digest: [0xbb; 32], line: 15 }]);
+    assert_eq!(source.trusted_filesystems, [0x6969]);
+    assert_eq!(source.choices, Choices::MEMORY_DENIED.union(Choices::MOUNTED_DEVICES_CLOSED));
+}
+
+#[test]
+fn every_mistake_is_reported_with_place_and_mend() {
+    let text = r#"
+nmae = "plant-7"
+version = "3"
+mode = "enforced"
+include = "base.manifest"
+
+[[allow]]
+digest = "abc"
+kinds = "executable"
+
+[[allow]]
+digets = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = ["executble", "library"]
+
+[[allow]]
+digest = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = []
+
+[[deny]]
+digest = "zaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+kinds = ["library"]
+"#;
+    let expected = [
+        "p.toml:1:1: `name` is missing; add a line such as name = \"plant-7\"",
+        "p.toml:2:1: unknown key `nmae` in a policy; did you mean `name`?",
+        "p.toml:3:11: `version` must be a whole number from 1, not this string; write it \
+         without quotes and raise it with every change: version = 1",
+        "p.toml:4:8: unknown mode \"enforced\"; did you mean \"enforce\"?",
+        "p.toml:5:11: include must be a list, not this string; write include = [\"…\"]",
+        "p.toml:8:10: a digest of 3 digits; SHA-256 has 64, as sha256sum prints them",
+        "p.toml:9:9: `kinds` must be a list; write kinds = [\"executable\"]",
+        "p.toml:11:1: `digest` is missing in [[allow]]; add the file's SHA-256, as sha256sum \
+         prints it",
+        "p.toml:12:1: unknown key `digets` in [[allow]]; did you mean `digest`?",
+        "p.toml:13:10: unknown kind \"executble\"; did you mean \"executable\"?",
+        "p.toml:17:9: `kinds` is empty, so the digest would be allowed as nothing; name at \
+         least one of `executable`, `library`, `script`, `module`, `firmware`, `kexec`, `jit`, \
+             `interpreter`",
+        "p.toml:20:10: `z` is not a hexadecimal digit; copy the digest as sha256sum prints it",
+        "p.toml:21:1: unknown key `kinds` in [[deny]]; a denied digest is denied as every kind",
+    ];
+    assert_eq!(mistakes(text), expected);
+}
+
+#[test]
+fn broken_toml_is_placed() {
+    let found = mistakes("name = \"a\nversion = 1\nmode = \"audit\"\n");
+    assert!(found[0].starts_with("p.toml:1:"), "{found:?}");
+    assert!(found[0].contains("not valid TOML"), "{found:?}");
+}
+
+#[test]
+fn choices_are_words_and_filesystems_are_known() {
+    let text = r#"
+name = "p"
+version = 1
+mode = "audit"
+anonymous_memory = "dney"
+mounted_devices = true
+
+[[filesystem]]
+type = "ext4"
+
+[[filesystem]]
+type = "nsf"
+
+[[filesystem]]
+comment = "which?"
+"#;
+    let expected = [
+        "p.toml:5:20: unknown anonymous_memory \"dney\"; did you mean \"deny\"?",
+        "p.toml:6:19: `mounted_devices` must be a string, not this boolean; put it in double quotes",
+        "p.toml:9:8: filesystem \"ext4\" is judged by content and needs no trust; remove this \
+         [[filesystem]]",
+        "p.toml:12:8: unknown filesystem \"nsf\"; did you mean \"nfs\"?",
+        "p.toml:14:1: `type` is missing in [[filesystem]]; add the kind that is to be trusted, such \
+         as type = \"nfs\"",
+    ];
+    assert_eq!(mistakes(text), expected);
+}
