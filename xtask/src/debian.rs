@@ -12,7 +12,7 @@ use portcullis_ebpf_build::cache_dir;
 use crate::command::{command, quietly, shown, text_of};
 
 /// The release, which is also that of the machine that everything is developed on.
-const RELEASE: &str = "bookworm";
+pub const RELEASE: &str = "bookworm";
 
 /// What a small industrial device could have installed, on top of the essential packages.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,iproute2,iputils-ping,less,nano,cron,\
@@ -84,7 +84,7 @@ fn bootstrap(root: &Path) -> Result<()> {
 }
 
 /// Debian's own entries among the machine's package sources, one in a line.
-fn sources() -> Result<String> {
+pub fn sources() -> Result<String> {
     let format = "$(CREATED_BY)|$(ORIGIN)|$(CODENAME)|deb $(REPO_URI) $(SUITE) $(COMPONENT)";
     let targets = text_of(&mut command("apt-get", ["indextargets", "--format", format]))?;
     let mut found: Vec<_> = targets

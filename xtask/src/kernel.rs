@@ -1,6 +1,8 @@
-//! Stock kernels from the machine's own package lists, unpacked and never installed.
+//! Stock kernels from the machine's own package lists or another release's, unpacked and never
+//! installed.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -9,10 +11,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use portcullis_ebpf_build::cache_dir;
 
-use crate::command::{command, quietly, text_of};
+use crate::{
+    command::{command, quietly, text_of},
+    suites::Suite,
+};
 
 /// The series that everything is tested on.
 pub const SERIES: [&str; 2] = ["6.1", "6.12"];
+
+/// What stands for the newest kernel that Debian has.
+pub const NEWEST: &str = "newest";
 
 /// A kernel that a virtual machine can boot.
 #[derive(Clone, Debug)]
@@ -50,67 +58,127 @@ impl Kernel {
 
     /// The newest of a series, downloaded if it is not in the cache.
     pub fn of_series(series: &str) -> Result<Self> {
-        let folder = cache_dir()?.join("kernels");
-        let packages = packages(series).with_context(|| {
-            format!("no {series} kernel without apt; name one: --kernel VMLINUZ --modules DIR")
-        })?;
-        for package in &packages {
-            if let Some(kernel) = unpacked(&folder.join(package), series) {
+        let without_apt =
+            || format!("no {series} kernel without apt; name one: --kernel VMLINUZ --modules DIR");
+        let suite = Suite::own();
+        let mut packages = packages(&suite, series).with_context(without_apt)?;
+        if series == NEWEST || packages.is_empty() {
+            let suite = Suite::of(release_with(series))?;
+            if let Some(kernel) = Self::from(&suite, series).with_context(without_apt)? {
                 return Ok(kernel);
+            }
+            packages = self::packages(&suite, "")?;
+        } else if let Some(kernel) = Self::of_packages(&suite, &packages)? {
+            return Ok(kernel);
+        }
+        let there: BTreeSet<_> = packages.iter().map(|package| series_of(package)).collect();
+        bail!(
+            "no package of a {series} kernel can be had; there are {}",
+            there.into_iter().collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    /// A kernel of another release, whose lists may not be here yet or be too old.
+    fn from(suite: &Suite, series: &str) -> Result<Option<Self>> {
+        let known = packages(suite, series)?;
+        if !known.is_empty()
+            && (suite.is_fresh() || series != NEWEST)
+            && let Some(kernel) = Self::of_packages(suite, &known)?
+        {
+            return Ok(Some(kernel));
+        }
+        suite.update()?;
+        Self::of_packages(suite, &packages(suite, series)?)
+    }
+
+    /// The first of the packages that is unpacked already or can be downloaded.
+    fn of_packages(suite: &Suite, packages: &[String]) -> Result<Option<Self>> {
+        let folder = cache_dir()?.join("kernels");
+        for package in packages {
+            let series = series_of(package);
+            if let Some(kernel) = unpacked(&folder.join(package), &series) {
+                return Ok(Some(kernel));
             }
             fs::create_dir_all(&folder)?;
             let work = tempfile::tempdir_in(&folder)?;
-            eprintln!("downloading {package}, a kernel to test on");
+            eprintln!("downloading {package}, a kernel to test on, from {}", suite.name());
             // The lists may be older than the archive, which then has only newer ones.
-            if let Err(error) = download(package, work.path()) {
+            if let Err(error) = suite.download(&parts(suite, package)?, work.path()) {
                 eprintln!("{package} cannot be had: {error:#}");
                 continue;
             }
             unpack(work.path(), &folder.join(package))?;
-            return unpacked(&folder.join(package), series)
-                .with_context(|| format!("{package} holds no kernel"));
+            return unpacked(&folder.join(package), &series)
+                .with_context(|| format!("{package} holds no kernel"))
+                .map(Some);
         }
-        bail!(
-            "no package of a {series} kernel in the machine's package lists; try `apt-get update`"
-        )
+        Ok(None)
     }
 }
 
-/// Names of the packages of a series, newest first.
-fn packages(series: &str) -> Result<Vec<String>> {
+/// The release that has kernels which the machine's own does not.
+fn release_with(series: &str) -> &'static str {
+    if numbers(series) == [5, 10] { "bullseye" } else { "sid" }
+}
+
+/// «linux-image-6.1.0-56-amd64» is of the series 6.1.
+fn series_of(package: &str) -> String {
+    let numbers: Vec<_> = numbers(package).iter().take(2).map(u32::to_string).collect();
+    numbers.join(".")
+}
+
+/// Names of the packages of a series, or of every kernel, newest first.
+fn packages(suite: &Suite, series: &str) -> Result<Vec<String>> {
+    const IMAGE: &str = "linux-image-";
     let architecture = text_of(&mut command("dpkg", ["--print-architecture"]))?;
-    let prefix = format!("linux-image-{series}.");
+    let is_version = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+    let prefix = match series {
+        "" | NEWEST => IMAGE.to_owned(),
+        series => format!("{IMAGE}{series}."),
+    };
     let suffix = format!("-{}", architecture.trim());
-    let names = text_of(&mut command("apt-cache", ["pkgnames", &prefix]))?;
-    let mut found: Vec<_> = names
-        .lines()
+    let mut found: Vec<_> = suite
+        .names(&prefix)?
+        .into_iter()
+        // Not the names without a version, which stand for the newest.
+        .filter(|name| name.strip_prefix(IMAGE).is_some_and(is_version) && numbers(name).len() > 2)
         .filter(|name| name.ends_with(&suffix))
         // Not the variants: cloud, real-time.
         .filter(|name| {
             !["cloud", "rt"].iter().any(|variant| name.contains(&format!("-{variant}-")))
         })
-        .map(|name| (numbers(name), name.to_owned()))
+        .map(|name| (numbers(&name), name))
         .collect();
     found.sort();
     Ok(found.into_iter().rev().map(|(_, name)| name).collect())
+}
+
+/// The packages that hold what one is named after: from 7.0 on, the image and the modules lie in
+/// two that it depends on.
+fn parts(suite: &Suite, package: &str) -> Result<Vec<String>> {
+    let parts =
+        ["linux-binary-", "linux-modules-"].map(|part| package.replacen("linux-image-", part, 1));
+    for part in &parts {
+        if !suite.names(part)?.contains(part) {
+            return Ok(vec![package.to_owned()]);
+        }
+    }
+    Ok(parts.into())
 }
 
 fn numbers(name: &str) -> Vec<u32> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-fn download(package: &str, to: &Path) -> Result<()> {
-    let options = ["-q", "-o", "Acquire::Retries=3", "-o", "APT::Sandbox::User=root"];
-    quietly(command("apt-get", options).args(["download", package]).current_dir(to))?;
-    Ok(())
-}
-
-/// Unpacks the one archive in `work`. Moved into place whole, so that what broke on the way is
-/// never taken for what did not.
+/// Unpacks the archives in `work`. Moved into place whole, so that what broke on the way is never
+/// taken for what did not.
 fn unpack(work: &Path, to: &Path) -> Result<()> {
-    let archive = fs::read_dir(work)?.next().context("nothing was downloaded")??.path();
+    let archives: Vec<_> =
+        fs::read_dir(work)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     let unpacked = work.join("unpacked");
-    quietly(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
+    for archive in archives {
+        quietly(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
+    }
     index_modules(&modules_below(&unpacked)?)?;
     fs::rename(&unpacked, to)?;
     Ok(())
@@ -118,8 +186,13 @@ fn unpack(work: &Path, to: &Path) -> Result<()> {
 
 fn unpacked(folder: &Path, series: &str) -> Option<Kernel> {
     let modules = modules_below(folder).ok()?;
-    let image = folder.join("boot").join(format!("vmlinuz-{}", file_name(&modules)));
-    image.is_file().then(|| Kernel { image, modules, name: series.to_owned() })
+    // From 7.0 on it lies among the modules.
+    let images = [
+        folder.join("boot").join(format!("vmlinuz-{}", file_name(&modules))),
+        modules.join("vmlinuz"),
+    ];
+    let image = images.into_iter().find(|image| image.is_file())?;
+    Some(Kernel { image, modules, name: series.to_owned() })
 }
 
 /// The folder of modules in an unpacked package; newer ones have it below `usr`.

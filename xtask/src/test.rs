@@ -24,7 +24,8 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Test on this series or image only (may be given several times; default: 6.1 and 6.12)
+    /// Test on this series (5.10, newest …) or image only (may be given several times; default: 6.1
+    /// and 6.12)
     #[arg(long)]
     kernel: Vec<String>,
     /// The modules of a kernel that is named by its image

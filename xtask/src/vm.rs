@@ -34,7 +34,7 @@ pub enum Rootfs {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A series (6.1, 6.12) or the path of an image
+    /// A series (5.10, 6.1, 6.12, newest …) or the path of an image
     #[arg(long, default_value = "6.12")]
     kernel: String,
     /// The modules of a kernel that is named by its image
