@@ -197,6 +197,11 @@ fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
     let ended = boot(built, files, batch, |line| {
         console.push_str(line);
         console.push('\n');
+        // What a scenario wants to be seen although it passed.
+        if let Some(note) = line.strip_prefix("@@note ") {
+            let shown = format!("   {:>6} NOTE   {note}\n", kernel.name);
+            let _ = std::io::stdout().write_all(shown.as_bytes());
+        }
         let words: Vec<_> = line.split(' ').collect();
         if let ["@@scenario", name, outcome, seconds] = words[..] {
             // One write, as several machines talk at the same time.

@@ -7,6 +7,7 @@ mod attacks_library;
 mod attacks_memory;
 mod bad_input;
 mod events_stream;
+mod execve_check;
 mod kernel_checks;
 mod life;
 mod limits;
@@ -58,6 +59,7 @@ pub const ALL: &[Scenario] = &[
     usual("exec-scripts", attacks_exec::scripts),
     usual("exec-while-hashing", attacks_exec::while_hashing),
     usual("exec-kinds", attacks_exec::kinds),
+    usual("execve-check", execve_check::honoured),
     on("usb;", "exec-from-usb-stick", attacks_exec::usb_stick),
     usual("library-unlisted", attacks_library::unlisted),
     usual("change-after-verdict", attacks_change::after_verdict),
