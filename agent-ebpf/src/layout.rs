@@ -21,6 +21,12 @@ macro_rules! globals {
 }
 for_each_kernel_field!(globals);
 
+/// Offset of the byte that holds the bit-field `linux_binprm.is_check` (from 6.14), and the bit.
+#[unsafe(no_mangle)]
+static LINUX_BINPRM_IS_CHECK: Global<u32> = Global::new(0xffff);
+#[unsafe(no_mangle)]
+static LINUX_BINPRM_IS_CHECK_BIT: Global<u32> = Global::new(0);
+
 /// `struct file`, only ever behind a pointer.
 #[repr(transparent)]
 pub struct File(c_void);
@@ -50,6 +56,17 @@ unsafe fn load<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
 pub unsafe fn bprm_file(bprm: *const c_void) -> *const File {
     // SAFETY: by the contract.
     unsafe { load(bprm, &LINUX_BINPRM_FILE) }
+}
+
+/// Whether an exec only asks if it could be done.
+///
+/// # Safety
+/// `bprm` is the hook's `struct linux_binprm *`, on a kernel that has the member.
+#[inline(always)]
+pub unsafe fn is_exec_check(bprm: *const c_void) -> bool {
+    // SAFETY: by the contract.
+    let byte: u8 = unsafe { load(bprm, &LINUX_BINPRM_IS_CHECK) };
+    u32::from(byte) & LINUX_BINPRM_IS_CHECK_BIT.load() != 0
 }
 
 /// Accessors that read one member of a struct behind a tracked pointer.

@@ -25,8 +25,8 @@ pub enum BtfError {
         /// Name of the member.
         member: String,
     },
-    /// The member exists, but does not begin at a byte.
-    #[error("{structure}.{member} is a bit-field in this kernel")]
+    /// The member is a bit-field and should not be, or the other way round.
+    #[error("{structure}.{member} has another width in this kernel")]
     BitField {
         /// Name of the struct.
         structure: String,
@@ -134,17 +134,33 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// If this kernel has no such member, or it is a bit-field.
     pub fn offset(&self, structure: &str, member: &str) -> Result<u32> {
+        match self.member(structure, member)? {
+            (bits, 0) if bits % 8 == 0 => Ok(bits / 8),
+            _ => Err(BtfError::BitField { structure: structure.into(), member: member.into() }),
+        }
+    }
+
+    /// The byte in which a bit-field of one bit lies, and its place in that byte as a mask; for
+    /// machines that count bits from the lowest.
+    ///
+    /// # Errors
+    /// If this kernel has no such member, or it has not one bit.
+    pub fn bit(&self, structure: &str, member: &str) -> Result<(u32, u32)> {
+        match self.member(structure, member)? {
+            (bits, 1) => Ok((bits / 8, 1 << (bits % 8))),
+            _ => Err(BtfError::BitField { structure: structure.into(), member: member.into() }),
+        }
+    }
+
+    /// Offset in bits and bit-field width (0 if none) of a member.
+    fn member(&self, structure: &str, member: &str) -> Result<(u32, u32)> {
         for id in self.ids() {
             let header = self.header(id)?;
             if header.kind == kind::STRUCT
                 && self.name(header.name) == structure.as_bytes()
-                && let Some((bits, width)) = self.find_member(header, member.as_bytes(), 0)?
+                && let Some(found) = self.find_member(header, member.as_bytes(), 0)?
             {
-                return if width == 0 && bits % 8 == 0 {
-                    Ok(bits / 8)
-                } else {
-                    Err(BtfError::BitField { structure: structure.into(), member: member.into() })
-                };
+                return Ok(found);
             }
         }
         Err(BtfError::NoMember { structure: structure.into(), member: member.into() })
@@ -270,8 +286,8 @@ fn word(bytes: &[u8], at: usize) -> Result<usize> {
 mod tests {
     use super::*;
 
-    /// Type information made by hand: `struct outer { int a; union { const T b; int c:3; }; }`
-    /// with `typedef struct { int pad; int deep; } T`, `enum e { ONE = 1, SIX = 6 }`, `void f()`.
+    /// Type information made by hand: `struct outer { int a; union { const T b; int c:3; int :11,
+    /// d:1; }; }` with `typedef struct { int pad; int deep; } T`, `enum e { ONE = 1, SIX = 6 }`, `void f()`.
     fn sample() -> Vec<u8> {
         let mut strings = vec![0u8];
         let mut name = |text: &str| {
@@ -286,7 +302,20 @@ mod tests {
             vec![0, info(kind::STRUCT, 2, 0), 8, name("pad"), 1, 0, name("deep"), 1, 32], // 2
             vec![name("T"), info(kind::TYPEDEF, 0, 0), 2],   // 3
             vec![0, info(kind::CONST, 0, 0), 3],             // 4
-            vec![0, info(kind::UNION, 2, 1), 8, 0, 4, 0, name("c"), 1, 3 << 24], // 5
+            vec![
+                0,
+                info(kind::UNION, 3, 1),
+                8,
+                0,
+                4,
+                0,
+                name("c"),
+                1,
+                3 << 24,
+                name("d"),
+                1,
+                1 << 24 | 11,
+            ], // 5
             vec![name("outer"), info(kind::STRUCT, 2, 0), 12, name("a"), 1, 0, 0, 5, 32], // 6
             vec![name("e"), info(kind::ENUM, 2, 0), 4, name("ONE"), 1, name("SIX"), 6], // 7
             vec![0, info(kind::FUNC_PROTO, 0, 0), 0],        // 8
@@ -312,6 +341,8 @@ mod tests {
         assert_eq!(btf.offset("outer", "a"), Ok(0));
         assert_eq!(btf.offset("outer", "deep"), Ok(8));
         assert!(matches!(btf.offset("outer", "c"), Err(BtfError::BitField { .. })));
+        assert_eq!(btf.bit("outer", "d"), Ok((5, 8)));
+        assert!(matches!(btf.bit("outer", "c"), Err(BtfError::BitField { .. })));
         assert!(matches!(btf.offset("outer", "none"), Err(BtfError::NoMember { .. })));
         assert!(matches!(btf.offset("T", "deep"), Err(BtfError::NoMember { .. })));
         assert_eq!(btf.enumerator("e", "SIX"), Ok(6));

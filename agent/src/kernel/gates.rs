@@ -43,12 +43,13 @@ const fn hook(program: &'static str, hook: &'static str, gate: Option<Gate>) -> 
 
 /// The hooks in the order in which they are attached: what deletes verdicts comes before what
 /// makes them.
-const HOOKS: [Hook; 5] = [
+const HOOKS: [Hook; 6] = [
     hook("invalidate_file_open", "file_open", None),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
     hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
     hook("gate_exec", "bprm_check_security", Some(Gate::Exec)),
+    hook("gate_exec_check", "bprm_creds_for_exec", Some(Gate::Exec)),
 ];
 
 /// Why the gates do not stand.
@@ -167,6 +168,7 @@ impl Gates {
         let hooks: Vec<_> = HOOKS
             .into_iter()
             .filter(|hook| hook.hook != "file_truncate" || layout.has_file_truncate)
+            .filter(|hook| hook.program != "gate_exec_check" || layout.has_exec_check)
             .collect();
         for hook in &hooks {
             let refused = |source| program_error(*hook, source);

@@ -28,6 +28,8 @@ pub struct Layout {
     globals: Vec<(&'static str, u32)>,
     /// Whether the LSM hook `file_truncate` exists (from 6.2).
     pub has_file_truncate: bool,
+    /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
+    pub has_exec_check: bool,
     /// Whether IMA is compiled in.
     pub has_ima: bool,
     /// Whether a program is called for one task while it works for another on the same processor
@@ -53,8 +55,15 @@ impl Layout {
         let values = Fields::ENUMERATORS
             .iter()
             .map(|value| Ok((value.global, btf.enumerator(value.enumeration, value.enumerator)?)));
+        let mut globals = offsets.chain(values).collect::<Result<Vec<_>, BtfError>>()?;
+        let exec_check = btf.bit("linux_binprm", "is_check").ok();
+        if let Some((byte, bit)) = exec_check {
+            globals.push(("LINUX_BINPRM_IS_CHECK", byte));
+            globals.push(("LINUX_BINPRM_IS_CHECK_BIT", bit));
+        }
         Ok(Self {
-            globals: offsets.chain(values).collect::<Result<_, BtfError>>()?,
+            globals,
+            has_exec_check: exec_check.is_some(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
             has_ima: btf.has_function("ima_file_check"),
             // Before this function was split off, every program was protected from recursion by
