@@ -9,6 +9,7 @@ mod events;
 mod init;
 mod mapping;
 mod scenarios;
+mod twofaced;
 
 use std::process::ExitCode;
 

@@ -44,6 +44,7 @@ const MODULES: &[&str] = &[
     "nls_ascii",
     "fuse",
     "9p",
+    "9pnet_virtio",
     "xhci_pci",
     "usb_storage",
     "uas",

@@ -241,6 +241,7 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
         match flag {
             "smp2" => vm.smp = 2,
             "usb" => vm.usb_stick = true,
+            "share" => vm.share = true,
             other => bail!("a machine with {other} is not known"),
         }
     }

@@ -88,6 +88,9 @@ pub struct Vm<'a> {
     pub timeout: Duration,
     /// Whether a USB stick with an ext4 filesystem is plugged in.
     pub usb_stick: bool,
+    /// Whether a folder of the host, empty at first, can be mounted as 9p, as `share` and as
+    /// `share-again`.
+    pub share: bool,
     /// What to run.
     pub command: &'a [String],
 }
@@ -106,6 +109,7 @@ impl<'a> Vm<'a> {
             append: "",
             timeout: Duration::from_secs(600),
             usb_stick: false,
+            share: false,
             command,
         }
     }
@@ -141,6 +145,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         append: &args.append,
         timeout: Duration::from_secs(args.timeout),
         usb_stick: false,
+        share: false,
         command: &args.command,
     };
     let ended = vm.run(|line| {
@@ -197,6 +202,17 @@ impl Vm<'_> {
             let mut drive = OsString::from("if=none,id=stick,format=raw,file=");
             drive.push(stick);
             devices.push(drive);
+        }
+        if self.share {
+            let folder = work.path().join("share");
+            fs::create_dir(&folder)?;
+            // Each can be mounted once.
+            for tag in ["share", "share-again"] {
+                let mut share =
+                    OsString::from(format!("local,mount_tag={tag},security_model=none,path="));
+                share.push(&folder);
+                devices.extend(["-virtfs".into(), share]);
+            }
         }
         // Software emulation of several processors dies in one boot of 150, before the first
         // process starts, of an int3 that the kernel's text patching left behind.

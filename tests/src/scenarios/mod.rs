@@ -5,6 +5,7 @@ mod attacks_change;
 mod attacks_exec;
 mod attacks_library;
 mod attacks_memory;
+mod attacks_served;
 mod bad_input;
 mod events_stream;
 mod execve_check;
@@ -50,7 +51,8 @@ const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) 
 }
 
 /// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
-/// `smp2` (two processors) and `usb` (a stick with an ext4 filesystem).
+/// `smp2` (two processors), `usb` (a stick with an ext4 filesystem) and `share` (a folder of the host
+/// as 9p).
 pub const ALL: &[Scenario] = &[
     usual("exec-unlisted", attacks_exec::unlisted),
     usual("exec-through-loader", attacks_exec::loader),
@@ -60,7 +62,9 @@ pub const ALL: &[Scenario] = &[
     usual("exec-while-hashing", attacks_exec::while_hashing),
     usual("exec-kinds", attacks_exec::kinds),
     usual("execve-check", execve_check::honoured),
-    on("usb;", "exec-from-usb-stick", attacks_exec::usb_stick),
+    on("usb,share;", "exec-from-usb-stick", attacks_exec::usb_stick),
+    usual("served-by-fuse", attacks_served::fuse),
+    on("usb,share;", "served-by-host", attacks_served::shared_by_host),
     usual("library-unlisted", attacks_library::unlisted),
     usual("change-after-verdict", attacks_change::after_verdict),
     usual("change-while-open", attacks_change::while_open),
