@@ -1,12 +1,12 @@
 //! `portcullis run`
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::ValueEnum;
 use portcullis_common::Mode;
 
 use super::{Failure, Outcome, output};
-use crate::run::{self, Options};
+use crate::run::{self, Options, reappraise::Pace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -22,6 +22,13 @@ pub struct Args {
     /// Enforce even if that stops what runs now
     #[arg(long)]
     skip_preflight: bool,
+    /// Read what runs again at this rate, to notice changes that no write has made; 0 is never
+    #[arg(long, value_name = "MiB/s", default_value_t = 8)]
+    reappraise_rate: u32,
+    /// Start to do so this many seconds after the last time
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    reappraise_every: u32,
     /// Show what the kernel programs themselves log, up to this level
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "off")]
     kernel_log: LogLevel,
@@ -62,6 +69,10 @@ pub fn run(args: &Args) -> Outcome {
         events: args.events.clone(),
         log_level: args.kernel_log as u8,
         skip_preflight: args.skip_preflight,
+        reappraise: Pace {
+            rate: u64::from(args.reappraise_rate) << 20,
+            every: Duration::from_secs(args.reappraise_every.into()),
+        },
     };
     run::run(&options, &output::progress)
         .map(|()| ExitCode::SUCCESS)

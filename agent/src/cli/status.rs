@@ -13,7 +13,7 @@ use crate::{
     },
     event::PolicyId,
     kernel::pins,
-    run::sink::SinkStatus,
+    run::{reappraise::Pass, sink::SinkStatus},
 };
 
 #[derive(clap::Args)]
@@ -37,6 +37,7 @@ struct Page {
     gates: Vec<GateRow>,
     sinks: Vec<SinkStatus>,
     events: u64,
+    reappraisal: Option<Pass>,
 }
 
 #[derive(Deserialize)]
@@ -120,6 +121,19 @@ fn show(page: &Page) -> String {
         ]);
     }
     let _ = writeln!(text, "{}\n", gates.trim_fmt());
+    if let Some(pass) = &page.reappraisal {
+        let _ = writeln!(
+            text,
+            "what runs was read again at {:.0}: {} files ({} MiB), {} of them also from the disk, {} \
+             skipped; {} differ\n",
+            pass.ended,
+            pass.files,
+            pass.bytes >> 20,
+            pass.from_disk,
+            pass.skipped,
+            pass.different,
+        );
+    }
     for sink in page.sinks.iter().filter(|sink| sink.lost > 0 || sink.failing) {
         let state = if sink.failing { "failing" } else { "working again" };
         let _ = writeln!(text, "{}: {} records lost, {state}", sink.name, sink.lost);

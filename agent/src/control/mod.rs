@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     event::PolicyId,
     kernel::check::Check,
-    run::{preflight::InUse, sink::SinkStatus},
+    run::{preflight::InUse, reappraise::Pass, sink::SinkStatus},
 };
 
 /// Where the agent listens.
@@ -91,6 +91,8 @@ pub struct Status {
     pub events: u64,
     /// Resident memory of the agent in KiB.
     pub resident_kib: Option<u64>,
+    /// The latest pass over what runs; none if none has ended.
+    pub reappraisal: Option<Pass>,
 }
 
 /// State of a gate.

@@ -28,6 +28,13 @@ impl fmt::Display for Line<'_> {
                 write!(f, "health: {check} is {state}: {}", Plain(found))?;
                 mend.as_ref().map_or(Ok(()), |mend| write!(f, "; {mend}"))
             }
+            Body::Reappraisal { path, expected, found, place } => write!(
+                f,
+                "content of {} has changed without a write: sha256 {found} in the {}, judged as \
+                 {expected}; restart the device, and compare the file with its source",
+                Plain(path),
+                place.replace('-', " ")
+            ),
             Body::AgentStopped { cause, gates_stay: true } => {
                 write!(f, "agent stopped ({cause}); the gates stay in force")
             }

@@ -71,6 +71,18 @@ pub enum Body {
         /// What to do about it.
         mend: Option<String>,
     },
+    /// What runs is not what was judged, although nobody opened it for writing.
+    Reappraisal {
+        /// The file, as the process that runs it has it mapped.
+        path: String,
+        /// The digest that the verdict was made for.
+        expected: String,
+        /// The digest that was found.
+        found: String,
+        /// `page-cache` (what processes run) or `disk` (what they will run later).
+        #[serde(rename = "where")]
+        place: &'static str,
+    },
     /// The agent ends.
     AgentStopped {
         /// Why.

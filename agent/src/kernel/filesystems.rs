@@ -1,6 +1,6 @@
 //! Filesystems whose content is not under this kernel's control.
 
-use std::{io, path::Path};
+use std::{io, os::fd::AsFd, path::Path};
 
 /// A kind of filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,25 @@ pub fn is_local(name: &str) -> bool {
 )]
 pub fn magic_of(path: &Path) -> io::Result<u64> {
     Ok(rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff)
+}
+
+/// Magic number of the filesystem that an open file lies on.
+///
+/// # Errors
+/// If the filesystem does not say.
+#[allow(
+    clippy::cast_sign_loss,
+    clippy::cast_lossless,
+    clippy::unnecessary_cast,
+    reason = "the type differs by architecture"
+)]
+pub fn magic_of_file(file: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)
+}
+
+/// Whether an open file lies on a filesystem that has no disk.
+pub fn is_in_memory(file: impl AsFd) -> bool {
+    magic_of_file(file).is_ok_and(|magic| matches!(name(magic).as_str(), "tmpfs" | "ramfs"))
 }
 
 /// The name of a filesystem, or its number if it has none here.

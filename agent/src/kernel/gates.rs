@@ -1,6 +1,9 @@
 //! The kernel programs: loading, attaching, and the maps behind them.
 
-use std::{os::fd::AsRawFd, path::PathBuf};
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
@@ -143,6 +146,8 @@ pub struct Gates {
     rules: [Option<Rules>; SLOTS as usize],
     retired: Option<Rules>,
     verdicts: InodeStorage<MapData, Verdict>,
+    /// The same for another thread; until it is taken.
+    verdicts_again: Option<InodeStorage<MapData, Verdict>>,
     counters: Array<MapData, u64>,
 }
 
@@ -186,6 +191,7 @@ impl Gates {
             active,
             filesystems,
             policies: take(&mut ebpf, "POLICIES")?,
+            verdicts_again: Some(duplicate(&ebpf, "VERDICTS")?),
             verdicts: take(&mut ebpf, "VERDICTS")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             rules: [None, None],
@@ -202,6 +208,14 @@ impl Gates {
     /// If it has been taken already.
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>, GatesError> {
         take(&mut self.ebpf, "EVENTS")
+    }
+
+    /// The verdicts, for reading them in another thread. Can be taken once.
+    ///
+    /// # Errors
+    /// If they have been taken already.
+    pub fn take_verdicts(&mut self) -> Result<InodeStorage<MapData, Verdict>, GatesError> {
+        self.verdicts_again.take().ok_or(GatesError::Missing("VERDICTS"))
     }
 
     /// The programs' own log, which goes to the `log` crate's logger. Can be taken once.
@@ -370,6 +384,18 @@ fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Lsm, GatesError> {
 
 fn program_error(hook: Hook, source: ProgramError) -> GatesError {
     GatesError::Program { program: hook.program, hook: hook.hook, source: Box::new(source) }
+}
+
+/// Another handle of a map that is still to be taken.
+fn duplicate(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<InodeStorage<MapData, Verdict>, GatesError> {
+    let Some(Map::InodeStorage(data)) = ebpf.map(name) else {
+        return Err(GatesError::Missing(name));
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
+    Ok(Map::InodeStorage(MapData::from_fd(fd)?).try_into()?)
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(

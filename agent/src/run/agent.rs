@@ -33,7 +33,7 @@ use crate::{
     },
     kernel::{check::Check, facts, gates::Gates, pins::Pins, selftest},
     policy::{Policy, manifest},
-    run::{RunError, Started, health::Health, preflight, recorder::Recorder, system},
+    run::{RunError, Started, health::Health, preflight, reappraise, recorder::Recorder, system},
 };
 
 /// How often the gates are proved anew. The proof is one mapping of a file of a few bytes.
@@ -47,10 +47,13 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Runs until a signal or a request ends it.
 pub(super) async fn serve(started: Started) -> Result<(), RunError> {
-    let Started { gates, ring, policy, pins, checks, test, recorder, _lock } = started;
+    let Started { gates, ring, policy, pins, checks, test, recorder, reappraise, _lock } = started;
     let mut ring = watch(ring).map_err(system("watching the ring of events"))?;
     let mut agent = Agent::new(gates, &policy, pins, recorder);
     let log = agent.gates.take_log()?;
+    let (tell, mut reappraised) = mpsc::channel(32);
+    let _reappraiser = reappraise::start(reappraise, agent.gates.take_verdicts()?, tell)
+        .map_err(system("starting the re-appraisal"))?;
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);
     super::release_memory();
@@ -95,6 +98,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                     break cause;
                 }
             }
+            Some(told) = reappraised.recv() => agent.reappraised(told),
             _ = proof.tick() => agent.prove(ring.get_mut())?,
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
@@ -122,6 +126,7 @@ struct Agent {
     recorder: Recorder,
     enricher: Enricher,
     health: Health,
+    findings: reappraise::Findings,
     since: Timestamp,
     /// What self-tests have added to the gates' numbers.
     own: BTreeMap<(Gate, Counter), u64>,
@@ -151,6 +156,7 @@ impl Agent {
             recorder,
             enricher: Enricher::default(),
             health: Health::default(),
+            findings: reappraise::Findings::default(),
             since: Timestamp::now(),
             own: BTreeMap::new(),
             lost: BTreeMap::new(),
@@ -222,6 +228,15 @@ impl Agent {
         for Check { id, state, found, mend, .. } in self.health.update(checks) {
             self.recorder.record(Body::Health { check: id, state: state.word(), found, mend });
         }
+    }
+
+    /// Takes in what the pass over what runs has found.
+    fn reappraised(&mut self, told: reappraise::Told) {
+        let (body, check) = self.findings.take(told);
+        if let Some(body) = body {
+            self.recorder.record(body);
+        }
+        self.take_checks(check.into_iter().collect());
     }
 
     /// Looks whether the gates are still called.
@@ -374,6 +389,7 @@ impl Agent {
             sinks: self.recorder.sinks().iter().map(super::sink::Sink::status).collect(),
             events: self.recorder.latest(),
             resident_kib: super::resident_kib(),
+            reappraisal: self.findings.latest.clone(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod health;
 pub mod history;
 pub mod lock;
 pub mod preflight;
+pub mod reappraise;
 pub mod recorder;
 pub mod sink;
 
@@ -48,6 +49,8 @@ pub struct Options {
     pub log_level: u8,
     /// Whether to enforce a policy that would stop what runs now.
     pub skip_preflight: bool,
+    /// How what runs is read again.
+    pub reappraise: reappraise::Pace,
 }
 
 /// Why the agent does not run.
@@ -118,6 +121,7 @@ struct Started {
     /// What the self-test came across, and has counted itself.
     test: selftest::SelfTest,
     recorder: Recorder,
+    reappraise: reappraise::Pace,
     _lock: Lock,
 }
 
@@ -228,6 +232,7 @@ fn start(
         checks,
         test,
         recorder: Recorder::new(sinks),
+        reappraise: options.reappraise,
         _lock: lock,
     })
 }

@@ -120,22 +120,33 @@ impl Search {
     }
 }
 
-struct Mapping {
+/// A file that is mapped as code.
+pub(super) struct Mapping {
     /// As `map_files` names it.
-    range: String,
-    path: PathBuf,
+    pub range: String,
+    /// As `maps` tells it.
+    pub path: PathBuf,
+    /// Which file it is, among all: device and inode number as the kernel has them.
+    pub file: (u64, u64),
 }
 
 /// A line of `/proc/PID/maps`, if it is of a file that is mapped as code.
-fn executable_mapping(line: &[u8]) -> Option<Mapping> {
+pub(super) fn executable_mapping(line: &[u8]) -> Option<Mapping> {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
     let mut fields = line.splitn(6, |byte| *byte == b' ');
     let range = std::str::from_utf8(fields.next()?).ok()?.to_owned();
     let permissions = fields.next()?;
-    let (_offset, _device, inode) = (fields.next()?, fields.next()?, fields.next()?);
+    let (_offset, device, inode) = (fields.next()?, fields.next()?, fields.next()?);
     let path = fields.next()?.trim_ascii_start();
     let is_code = permissions.get(2) == Some(&b'x') && inode != b"0";
-    is_code.then(|| Mapping { range, path: OsStr::from_bytes(path).into() })
+    if !is_code {
+        return None;
+    }
+    let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
+    let number = |hex| u64::from_str_radix(hex, 16).ok();
+    let file =
+        (number(major)? << 32 | number(minor)?, std::str::from_utf8(inode).ok()?.parse().ok()?);
+    Some(Mapping { range, path: OsStr::from_bytes(path).into(), file })
 }
 
 #[cfg(test)]
@@ -164,9 +175,10 @@ mod tests {
         let line = b"7f00-7f10 r-xp 00000000 08:01 42                         /lib/a b.so";
         let mapping = executable_mapping(line).expect("code");
         assert_eq!(
-            (mapping.range.as_str(), mapping.path),
+            (mapping.range.as_str(), mapping.path.clone()),
             ("7f00-7f10", PathBuf::from("/lib/a b.so"))
         );
+        assert_eq!(mapping.file, (8 << 32 | 1, 42));
         assert!(executable_mapping(b"7f00-7f10 r--p 00000000 08:01 42   /lib/a.so").is_none());
         assert!(executable_mapping(b"7f00-7f10 r-xp 00000000 00:00 0    [vdso]").is_none());
     }

@@ -13,6 +13,7 @@ mod kernel_checks;
 mod life;
 mod limits;
 mod policy_size;
+mod reappraisal;
 mod scan;
 mod soak;
 
@@ -71,6 +72,7 @@ pub const ALL: &[Scenario] = &[
     on("smp2;", "change-races-with-hash", attacks_change::races_with_hash),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
+    usual("reappraisal", reappraisal::notices),
     usual("events-flood", events_stream::flood),
     usual("events-schema", events_stream::schema),
     usual("events-full-disk", events_stream::full_disk),
