@@ -87,6 +87,9 @@ wire_enum! {
         LayersUnknown = 29 => "layers-unknown",
         /// The descriptor shows a layer of an overlay filesystem that the file has left since.
         StaleLayer = 30 => "stale-layer",
+        /// The file has been mapped shared and writable since its inode came into memory: the
+        /// kernel may still hold pages of it for I/O, and there may be code after its end.
+        WasMapped = 31 => "was-mapped",
     }
 }
 

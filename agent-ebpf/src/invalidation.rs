@@ -13,7 +13,7 @@ use crate::{
 
 /// `FMODE_WRITE` (include/linux/fs.h, 5.10 to 7.2): the file can be written through. A macro, so
 /// BTF does not have it; the agent's self-test proves the value after attaching.
-const FMODE_WRITE: u32 = 1 << 1;
+pub const FMODE_WRITE: u32 = 1 << 1;
 
 /// `int file_open(struct file *file)`, 5.10 to 7.2. `i_writecount` is raised before it is called
 /// (`do_dentry_open` in fs/open.c).

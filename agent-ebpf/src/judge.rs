@@ -13,7 +13,8 @@ use crate::{
         inode_size, inode_writers, is_own_program, sealed_against_writing,
     },
     maps::{
-        MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, active, count, is_untrusted_filesystem, rule,
+        MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count,
+        is_untrusted_filesystem, rule,
     },
     report::{Report, report},
 };
@@ -91,7 +92,40 @@ unsafe fn judge_in_full(
         wanted = wanted.union(Kinds::EXECUTABLE);
     }
     // SAFETY: the contract of this function.
-    let appraisal = unsafe { appraise(gate, file, inode) };
+    unsafe {
+        let appraisal = appraise(gate, file, inode);
+        conclude(gate, file, inode, wanted, is_own_mapping, &appraisal)
+    }
+}
+
+/// Refuses, in enforce mode, a use of `file` of which nothing can be known.
+///
+/// # Safety
+/// As for [`judge`].
+#[inline(always)]
+pub unsafe fn cannot_decide(gate: Gate, file: *const File, wanted: Kinds, reason: Reason) -> i32 {
+    let active = active();
+    if active == Active::NONE {
+        return 0;
+    }
+    let appraisal = Appraisal { reason: Some(reason), ..Appraisal::new(active) };
+    // SAFETY: the contract of this function.
+    unsafe { conclude(gate, file, file_inode(file), wanted, false, &appraisal) }
+}
+
+/// What an appraisal means for who asked, and telling of it.
+///
+/// # Safety
+/// As for [`judge`]; `inode` is the file's.
+#[inline(always)]
+unsafe fn conclude(
+    gate: Gate,
+    file: *const File,
+    inode: *const Inode,
+    wanted: Kinds,
+    is_own_mapping: bool,
+    appraisal: &Appraisal,
+) -> i32 {
     let reason = match appraisal.reason {
         None if appraisal.word.kinds().intersects(wanted) => Reason::Listed,
         None => appraisal.word.refusal(),
@@ -121,7 +155,7 @@ unsafe fn judge_in_full(
     // In audit mode a program that the exec gate has just reported goes on to be mapped.
     let is_told = is_own_mapping && appraisal.cached && refused && !enforces;
     if !is_told {
-        let told = Report { gate, outcome, reason, wanted, appraisal: &appraisal };
+        let told = Report { gate, outcome, reason, wanted, appraisal };
         // SAFETY: the contract of this function.
         unsafe { report(&told, file, inode) };
     }
@@ -146,6 +180,22 @@ pub struct Appraisal {
     pub cached: bool,
 }
 
+impl Appraisal {
+    /// Nothing is known yet.
+    #[inline(always)]
+    fn new(active: Active) -> Self {
+        Self {
+            active,
+            reason: None,
+            word: VerdictWord::default(),
+            rule: Rule::default(),
+            digest: [0; DIGEST_LEN],
+            hash_status: 0,
+            cached: false,
+        }
+    }
+}
+
 /// Identifies the file and asks the policy about it.
 ///
 /// The order of steps closes the race with a writer. Writers raise `i_writecount` before
@@ -157,15 +207,7 @@ pub struct Appraisal {
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
 unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisal {
-    let mut appraisal = Appraisal {
-        active: active(),
-        reason: None,
-        word: VerdictWord::default(),
-        rule: Rule::default(),
-        digest: [0; DIGEST_LEN],
-        hash_status: 0,
-        cached: false,
-    };
+    let mut appraisal = Appraisal::new(active());
     // SAFETY: the contract of this function.
     unsafe {
         appraisal.reason = why_not_identifiable(file, inode, appraisal.active.generation());
@@ -182,6 +224,11 @@ unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisa
         let known = load_word(record);
         if inode_writers(inode) > 0 {
             appraisal.reason = Some(Reason::BeingWritten);
+            return appraisal;
+        }
+        // After the writers: whoever maps is a writer, so without one the mark is there by now.
+        if !WAS_MAPPED.get_ptr_mut(inode).is_null() {
+            appraisal.reason = Some(Reason::WasMapped);
             return appraisal;
         }
 
@@ -254,7 +301,7 @@ unsafe fn why_not_identifiable(
 ) -> Option<Reason> {
     // SAFETY: the contract of this function.
     unsafe {
-        if inode_mode(inode) & FILE_TYPE != REGULAR_FILE {
+        if !is_regular(inode) {
             Some(Reason::NotAFile)
         } else if is_untrusted_filesystem(inode_filesystem(inode), generation) {
             Some(Reason::Filesystem)
@@ -266,6 +313,16 @@ unsafe fn why_not_identifiable(
             None
         }
     }
+}
+
+/// Whether this is a regular file, as opposed to a device, for example.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn is_regular(inode: *const Inode) -> bool {
+    // SAFETY: by the contract.
+    unsafe { inode_mode(inode) & FILE_TYPE == REGULAR_FILE }
 }
 
 /// The record's stamp, which is given now if the record is new.

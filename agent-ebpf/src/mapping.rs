@@ -1,12 +1,20 @@
-//! The gate at mapping as code.
+//! The gate at mapping as code, and the memory of mappings through which content can change.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
-use portcullis_common::{Gate, Kinds};
+use portcullis_common::{Gate, Kinds, Reason};
 
-use crate::{judge::judge, layout::File};
+use crate::{
+    invalidation::FMODE_WRITE,
+    judge::{cannot_decide, is_regular, judge},
+    layout::{File, file_inode, file_mode},
+    maps::WAS_MAPPED,
+};
 
 /// `PROT_EXEC` (linux/mman.h).
 const PROT_EXEC: u64 = 4;
+/// The bit that `MAP_SHARED` and `MAP_SHARED_VALIDATE` have and no other type of mapping
+/// (linux/mman.h).
+const MAP_SHARED: u64 = 1;
 
 /// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long
 /// flags)`, 5.10 to 7.2; sleepable from 6.1.
@@ -16,7 +24,9 @@ const PROT_EXEC: u64 = 4;
 #[lsm(hook = "mmap_file", sleepable)]
 pub fn gate_mapping(ctx: LsmContext) -> i32 {
     let prot: u64 = ctx.arg(2);
-    if prot & PROT_EXEC == 0 {
+    let flags: u64 = ctx.arg(3);
+    let is_code = prot & PROT_EXEC != 0;
+    if !is_code && flags & MAP_SHARED == 0 {
         return 0;
     }
     let file: *const File = ctx.arg(0);
@@ -24,5 +34,34 @@ pub fn gate_mapping(ctx: LsmContext) -> i32 {
         return 0;
     }
     // SAFETY: the hook's first argument is a `struct file *`, not null.
-    unsafe { judge(Gate::Mapping, file, Kinds::LIBRARY) }
+    unsafe {
+        if flags & MAP_SHARED != 0 && !remember(file) {
+            return cannot_decide(Gate::Mapping, file, Kinds::LIBRARY, Reason::NoMemory);
+        }
+        if is_code { judge(Gate::Mapping, file, Kinds::LIBRARY) } else { 0 }
+    }
+}
+
+/// Remembers that the file's content can change through a mapping, for as long as its pages can
+/// be in memory. `false` if there is no memory for it.
+///
+/// The mapping keeps the file open, so `i_writecount` tells while it lives. It does not tell of
+/// pages that the kernel still holds for I/O after it: buffers registered with io_uring, direct
+/// reads into the mapping, `process_vm_writev`. And while the pages live they may show, after the
+/// file's end, bytes that are no part of the content.
+///
+/// A mapping of a descriptor that only reads cannot become writable. What is writable is decided
+/// by the descriptor and not by `prot`, because `mprotect` can add that later.
+///
+/// # Safety
+/// `file` is the hook's own pointer, not null.
+#[inline(always)]
+unsafe fn remember(file: *const File) -> bool {
+    // SAFETY: by the contract.
+    unsafe {
+        let inode = file_inode(file);
+        file_mode(file) & FMODE_WRITE == 0
+            || !is_regular(inode)
+            || !WAS_MAPPED.get_or_insert_ptr_mut(inode, None).is_null()
+    }
 }

@@ -43,6 +43,11 @@ static POLICIES: ArrayOfMaps<Rules, { SLOTS as usize }> = ArrayOfMaps::new();
 #[btf_map]
 pub static VERDICTS: InodeStorage<Verdict> = InodeStorage::new();
 
+/// Set on files that are or were mapped shared by somebody who may write. Dies with the inode, like
+/// the pages that the mapping showed.
+#[btf_map]
+pub static WAS_MAPPED: InodeStorage<u64> = InodeStorage::new();
+
 /// Magic numbers of filesystems whose content cannot be relied on to be the same twice, and bit by
 /// bit the slots whose policy trusts them all the same.
 #[btf_map]

@@ -1,7 +1,8 @@
 //! What the agent has reported.
 
 use std::{
-    fs,
+    fs::File,
+    io::{ErrorKind, Read, Seek, SeekFrom},
     path::Path,
     thread::sleep,
     time::{Duration, Instant},
@@ -17,34 +18,52 @@ pub const FILE: &str = "/run/events.jsonl";
 
 /// Every record so far.
 pub fn all() -> Result<Vec<Value>> {
-    let text = fs::read_to_string(FILE).unwrap_or_default();
-    // The last line may be on its way.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    since(Mark(0))
 }
 
 /// A place in the stream of records, to look for what comes after it.
 #[derive(Clone, Copy)]
-pub struct Mark(usize);
+pub struct Mark(u64);
 
 /// The end of the stream.
 pub fn mark() -> Result<Mark> {
-    Ok(Mark(all()?.len()))
+    Ok(Mark(whole_lines(Mark(0))?.len() as u64))
+}
+
+/// The bytes after the mark; without the last line if that is still on its way.
+fn whole_lines(mark: Mark) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match File::open(FILE) {
+        Ok(mut file) => {
+            file.seek(SeekFrom::Start(mark.0))?;
+            file.read_to_end(&mut bytes)?;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+    Ok(bytes)
+}
+
+fn since(mark: Mark) -> Result<Vec<Value>> {
+    let bytes = whole_lines(mark)?;
+    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| Ok(serde_json::from_slice(line)?)).collect()
 }
 
 /// The first record after the mark that `wanted` accepts; waits for it.
 pub fn wait_for(mark: Mark, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
     let end = Instant::now() + PATIENCE;
     loop {
-        let records = all()?;
-        if let Some(found) = records.iter().skip(mark.0).find(|record| wanted(record)) {
+        let records = since(mark)?;
+        if let Some(found) = records.iter().find(|record| wanted(record)) {
             return Ok(found.clone());
         }
         if Instant::now() > end {
-            let shown: Vec<_> = records.iter().skip(mark.0).map(Value::to_string).collect();
+            let shown: Vec<_> = records.iter().map(Value::to_string).collect();
             bail!("no event of {what}; there were:\n{}", shown.join("\n"));
         }
-        sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(5));
     }
 }
 

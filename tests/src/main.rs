@@ -8,6 +8,8 @@ mod elf;
 mod events;
 mod init;
 mod mapping;
+mod raw;
+mod ring;
 mod scenarios;
 mod twofaced;
 

@@ -36,6 +36,7 @@ const MODULES: &[&str] = &[
     "virtio_blk",
     "crc32c_generic",
     "ext4",
+    "xfs",
     "overlay",
     "loop",
     "squashfs",

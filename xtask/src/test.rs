@@ -140,8 +140,12 @@ fn scenarios(built: &Built, kernels: &[Kernel], only: &[String]) -> Result<usize
     Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// What the attacks need that cannot be made inside of the machine: compiled libraries.
+/// What the attacks need that cannot be made inside of the machine: compiled libraries, and a
+/// filesystem.
 fn attackers_files(folder: &Path) -> Result<()> {
+    let image = folder.join("small.ext4");
+    fs::File::create(&image)?.set_len(1 << 20)?;
+    quietly(Command::new("/sbin/mkfs.ext4").args(["-q", "-F", "-O", "^has_journal"]).arg(&image))?;
     let source = |name: &str| root().join("tests/files").join(name);
     let library = folder.join("libevil.so");
     quietly(
@@ -242,6 +246,7 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
             "smp2" => vm.smp = 2,
             "usb" => vm.usb_stick = true,
             "share" => vm.share = true,
+            "xfs" => vm.xfs_disk = true,
             other => bail!("a machine with {other} is not known"),
         }
     }

@@ -91,6 +91,8 @@ pub struct Vm<'a> {
     /// Whether a folder of the host, empty at first, can be mounted as 9p, as `share` and as
     /// `share-again`.
     pub share: bool,
+    /// Whether there is a second disk, with an XFS filesystem.
+    pub xfs_disk: bool,
     /// What to run.
     pub command: &'a [String],
 }
@@ -110,6 +112,7 @@ impl<'a> Vm<'a> {
             timeout: Duration::from_secs(600),
             usb_stick: false,
             share: false,
+            xfs_disk: false,
             command,
         }
     }
@@ -146,6 +149,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         timeout: Duration::from_secs(args.timeout),
         usb_stick: false,
         share: false,
+        xfs_disk: false,
         command: &args.command,
     };
     let ended = vm.run(|line| {
@@ -213,6 +217,11 @@ impl Vm<'_> {
                 share.push(&folder);
                 devices.extend(["-virtfs".into(), share]);
             }
+        }
+        if self.xfs_disk {
+            let mut drive = OsString::from("if=virtio,format=raw,file=");
+            drive.push(xfs_disk(work.path())?);
+            devices.extend(["-drive".into(), drive]);
         }
         // Software emulation of several processors dies in one boot of 150, before the first
         // process starts, of an int3 that the kernel's text patching left behind.
@@ -383,5 +392,15 @@ fn empty_disk(folder: &Path, name: &str) -> Result<PathBuf> {
     let disk = folder.join(name);
     fs::File::create(&disk)?.set_len(SIZE)?;
     quietly(Command::new("/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&disk))?;
+    Ok(disk)
+}
+
+/// A disk with an empty XFS filesystem, on which files can share blocks.
+fn xfs_disk(folder: &Path) -> Result<PathBuf> {
+    /// What XFS needs at least.
+    const SIZE: u64 = 300 << 20;
+    let disk = folder.join("xfs.img");
+    fs::File::create(&disk)?.set_len(SIZE)?;
+    quietly(Command::new("/sbin/mkfs.xfs").arg("-q").arg(&disk))?;
     Ok(disk)
 }

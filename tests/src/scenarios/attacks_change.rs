@@ -13,47 +13,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-use super::{base_policy, fresh, list};
+use super::{
+    base_policy, fresh, list,
+    victim::{self, Change, Victim},
+};
 use crate::{
-    agent::{Agent, Policy},
-    attack::{self, Attack, Attempt, c_path, evil, exec_path, good, install, map_as_code},
+    agent::Agent,
+    attack::{self, Attack, Attempt, c_path, good, install, map_as_code},
     mapping::{MapFlags, Mapping, ProtFlags},
 };
-
-/// A listed and an unlisted program of the same size, and where the listed one lies.
-struct Victim<'a> {
-    path: &'a Path,
-    good: Vec<u8>,
-    evil: Vec<u8>,
-}
-
-impl<'a> Victim<'a> {
-    fn new(path: &'a Path) -> Result<Self> {
-        Ok(Self { path, good: good("victim")?, evil: evil("victim")? })
-    }
-
-    /// A new file with the listed content, judged once by both gates.
-    fn restore(&self) -> Result<()> {
-        install(self.path, &self.good)?;
-        let status =
-            std::process::Command::new(self.path).status().context("the listed program")?;
-        ensure!(
-            status.code() == Some(i32::from(attack::GOOD)),
-            "the listed program ended with {status}"
-        );
-        ensure!(map_as_code(self.path)? == Attempt::Ran, "the listed program cannot be mapped");
-        Ok(())
-    }
-
-    fn policy(&self) -> Result<Policy> {
-        install(self.path, &self.good)?;
-        let policy = base_policy(&[])?;
-        list(&policy, self.path, &["executable", "library"])?;
-        Ok(policy)
-    }
-}
 
 /// A05, A06: changed in place after the verdict, in every way there is without a special
 /// filesystem, with size and times put back.
@@ -70,106 +40,64 @@ pub fn after_verdict() -> Result<()> {
 fn changes_of(victim: &Victim<'_>) -> Result<()> {
     let Victim { path, evil, .. } = victim;
     let writable = || OpenOptions::new().read(true).write(true).open(path);
-    type Change<'c> = (&'static str, Box<dyn Fn() -> Result<()> + 'c>);
-    type Try<'c> = (String, Box<dyn Fn() -> Result<Attempt> + 'c>);
-    let changes: Vec<Change<'_>> = vec![
-        ("write", Box::new(|| Ok(writable()?.write_all_at(evil, 0)?))),
-        ("truncate and write", Box::new(|| Ok(fs::write(path, evil)?))),
-        (
-            "write through a hard link",
-            Box::new(|| {
-                let link = path.with_extension("link");
-                let _ = fs::remove_file(&link);
-                fs::hard_link(path, &link)?;
-                Ok(OpenOptions::new().write(true).open(link)?.write_all_at(evil, 0)?)
-            }),
-        ),
-        (
-            "write through a descriptor reopened in /proc",
-            Box::new(|| {
-                let reading = File::open(path)?;
-                let again = format!("/proc/self/fd/{}", reading.as_raw_fd());
-                Ok(OpenOptions::new().write(true).open(again)?.write_all_at(evil, 0)?)
-            }),
-        ),
-        ("write through a shared mapping", Box::new(|| write_mapped(&writable()?, evil))),
-        (
-            "O_TRUNC while opening to read, then append",
-            Box::new(|| {
-                OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(path)?;
-                Ok(OpenOptions::new().append(true).open(path)?.write_all(evil)?)
-            }),
-        ),
-        (
-            "truncate(2), then append",
-            Box::new(|| {
-                let name = c_path(path)?;
-                // SAFETY: a valid string.
-                let truncated = unsafe { libc::truncate(name.as_ptr(), 0) };
-                ensure!(truncated == 0, "truncate failed");
-                Ok(OpenOptions::new().append(true).open(path)?.write_all(evil)?)
-            }),
-        ),
-        (
-            "copy_file_range",
-            Box::new(|| {
-                let source = path.with_extension("source");
-                fs::write(&source, evil)?;
-                let (from, to) = (File::open(source)?, writable()?);
-                let copied = rustix::fs::copy_file_range(
-                    &from,
-                    Some(&mut 0),
-                    &to,
-                    Some(&mut 0),
-                    evil.len(),
-                )?;
-                ensure!(copied == evil.len(), "copied {copied} bytes only");
-                Ok(())
-            }),
-        ),
-        (
-            "write, with size and times put back",
-            Box::new(|| {
-                let before = fs::metadata(path)?;
-                let file = writable()?;
-                file.write_all_at(evil, 0)?;
-                file.set_times(
-                    fs::FileTimes::new()
-                        .set_accessed(before.accessed()?)
-                        .set_modified(before.modified()?),
-                )?;
-                drop(file);
-                let after = fs::metadata(path)?;
-                ensure!((before.size(), before.mtime_nsec()) == (after.size(), after.mtime_nsec()));
-                Ok(())
-            }),
-        ),
+    let changes = [
+        Change::new("write", || Ok(writable()?.write_all_at(evil, 0)?)),
+        Change::new("truncate and write", || Ok(fs::write(path, evil)?)),
+        Change::new("write through a hard link", || {
+            let link = path.with_extension("link");
+            let _ = fs::remove_file(&link);
+            fs::hard_link(path, &link)?;
+            Ok(OpenOptions::new().write(true).open(link)?.write_all_at(evil, 0)?)
+        }),
+        Change::new("write through a descriptor reopened in /proc", || {
+            let reading = File::open(path)?;
+            let again = format!("/proc/self/fd/{}", reading.as_raw_fd());
+            Ok(OpenOptions::new().write(true).open(again)?.write_all_at(evil, 0)?)
+        }),
+        Change::new("write through a shared mapping", || write_mapped(&writable()?, evil))
+            .because(&["was-mapped"]),
+        Change::new("O_TRUNC while opening to read, then append", || {
+            OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(path)?;
+            Ok(OpenOptions::new().append(true).open(path)?.write_all(evil)?)
+        }),
+        Change::new("truncate(2), then append", || {
+            let name = c_path(path)?;
+            // SAFETY: a valid string.
+            let truncated = unsafe { libc::truncate(name.as_ptr(), 0) };
+            ensure!(truncated == 0, "truncate failed");
+            Ok(OpenOptions::new().append(true).open(path)?.write_all(evil)?)
+        }),
+        Change::new("copy_file_range", || {
+            let source = path.with_extension("source");
+            fs::write(&source, evil)?;
+            let (from, to) = (File::open(source)?, writable()?);
+            let copied =
+                rustix::fs::copy_file_range(&from, Some(&mut 0), &to, Some(&mut 0), evil.len())?;
+            ensure!(copied == evil.len(), "copied {copied} bytes only");
+            Ok(())
+        }),
+        Change::new("write, with size and times put back", || {
+            let before = fs::metadata(path)?;
+            let file = writable()?;
+            file.write_all_at(evil, 0)?;
+            file.set_times(
+                fs::FileTimes::new()
+                    .set_accessed(before.accessed()?)
+                    .set_modified(before.modified()?),
+            )?;
+            drop(file);
+            let after = fs::metadata(path)?;
+            ensure!((before.size(), before.mtime_nsec()) == (after.size(), after.mtime_nsec()));
+            Ok(())
+        }),
     ];
-    let attempts: Vec<Try<'_>> = changes
-        .iter()
-        .flat_map(|(name, change)| {
-            let by_exec: Box<dyn Fn() -> Result<Attempt>> = Box::new(move || {
-                victim.restore()?;
-                change()?;
-                exec_path(path)
-            });
-            let by_mapping: Box<dyn Fn() -> Result<Attempt>> = Box::new(move || {
-                victim.restore()?;
-                change()?;
-                map_as_code(path)
-            });
-            [(format!("{name}, then exec"), by_exec), (format!("{name}, then map"), by_mapping)]
-        })
-        .collect();
-    let attacks: Vec<_> =
-        attempts.iter().map(|(name, attempt)| Attack::unlisted(name, attempt)).collect();
-    attack::run(&victim.policy()?, &attacks)
+    victim::run(victim, &changes)
 }
 
 fn write_mapped(file: &File, content: &[u8]) -> Result<()> {
     let mut mapping =
         Mapping::new(file, content.len(), ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
-    mapping.write(content);
+    mapping.write_at(0, content);
     Ok(())
 }
 
@@ -200,7 +128,7 @@ pub fn while_open() -> Result<()> {
         // The descriptor is gone; the mapping still writes.
         drop(file);
         let first = map_as_code(path)?;
-        mapping.write(&victim.evil);
+        mapping.write_at(0, &victim.evil);
         let second = map_as_code(path)?;
         ensure!(
             first == second,

@@ -14,11 +14,15 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 
-use super::{base_policy, fresh, list};
+use super::{
+    base_policy, fresh, list,
+    victim::{BLOCK, Victim},
+};
 use crate::{
     agent::Agent,
     attack::{Attempt, EVIL, evil, exec_path, good, install, map_as_code},
     mapping::{MapFlags, Mapping, ProtFlags},
+    raw,
 };
 
 pub fn known() -> Result<()> {
@@ -45,8 +49,11 @@ pub fn known() -> Result<()> {
         MountFlags::empty(),
         Some(&*std::ffi::CString::new(options)?),
     )?;
+    let donor = Victim::of_size(&lab.join("donor"), 3 * BLOCK)?.good;
+    install(&lab.join("donor"), &donor)?;
     let policy = base_policy(&[])?;
     list(&policy, &listed, &["executable", "library"])?;
+    list(&policy, &lab.join("donor"), &["executable", "library"])?;
     let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
     let result = (|| {
         still_works("L01", script_given_by_name()?)?;
@@ -54,7 +61,8 @@ pub fn known() -> Result<()> {
         still_works("L03", memory_without_a_file()?)?;
         still_works("L04", module()?)?;
         still_works("L06", changed_while_mapped(&listed)?)?;
-        still_works("L07", behind_the_merged_file(&lower, &merged)?)
+        still_works("L07", behind_the_merged_file(&lower, &merged)?)?;
+        still_works("L20", exchanged_extents(&lab.join("donor"), &donor)?)
     })();
     agent.stop()?;
     unmount(&merged, UnmountFlags::DETACH)?;
@@ -111,4 +119,23 @@ fn behind_the_merged_file(lower: &Path, merged: &Path) -> Result<Attempt> {
     ensure!(status.code() == Some(i32::from(crate::attack::GOOD)), "the listed program: {status}");
     OpenOptions::new().write(true).open(lower.join("behind"))?.write_all_at(&evil("limits")?, 0)?;
     exec_path(merged.join("behind"))
+}
+
+/// The donor's pages stay in memory as they were, while its blocks read as zeros from now on.
+fn exchanged_extents(donor: &Path, content: &[u8]) -> Result<Attempt> {
+    let origin = donor.with_extension("origin");
+    install(donor, content)?;
+    install(&origin, &vec![1; content.len()])?;
+    let open = |path| OpenOptions::new().read(true).write(true).open(path);
+    let (to, from) = (open(donor)?, open(&origin)?);
+    to.sync_all()?;
+    from.sync_all()?;
+    raw::exchange_extents(&from, &to, (content.len() / BLOCK) as u64)?;
+    drop((to, from));
+    ensure!(fs::read(donor)? == content, "the pages were dropped");
+    ensure!(map_as_code(donor)? == Attempt::Ran, "listed content was refused");
+    let reading = File::open(donor)?;
+    rustix::fs::fadvise(&reading, 0, None, rustix::fs::Advice::DontNeed)?;
+    ensure!(fs::read(donor)? != content, "the blocks are as they were");
+    map_as_code(donor)
 }

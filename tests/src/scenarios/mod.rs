@@ -5,7 +5,10 @@ mod attacks_change;
 mod attacks_exec;
 mod attacks_library;
 mod attacks_memory;
+mod attacks_pinned;
 mod attacks_served;
+mod attacks_write;
+mod attacks_writer;
 mod bad_input;
 mod events_stream;
 mod execve_check;
@@ -16,6 +19,7 @@ mod policy_size;
 mod reappraisal;
 mod scan;
 mod soak;
+mod victim;
 
 use std::{
     fs,
@@ -52,8 +56,8 @@ const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) 
 }
 
 /// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
-/// `smp2` (two processors), `usb` (a stick with an ext4 filesystem) and `share` (a folder of the host
-/// as 9p).
+/// `smp2` (two processors), `usb` (a stick with an ext4 filesystem), `share` (a folder of the host
+/// as 9p) and `xfs` (a second disk).
 pub const ALL: &[Scenario] = &[
     usual("exec-unlisted", attacks_exec::unlisted),
     usual("exec-through-loader", attacks_exec::loader),
@@ -70,6 +74,11 @@ pub const ALL: &[Scenario] = &[
     usual("change-after-verdict", attacks_change::after_verdict),
     usual("change-while-open", attacks_change::while_open),
     on("smp2;", "change-races-with-hash", attacks_change::races_with_hash),
+    usual("change-by-any-call", attacks_write::calls),
+    usual("change-by-held-writer", attacks_writer::held),
+    usual("change-of-identity", attacks_writer::identity),
+    on("xfs;", "change-by-clone", attacks_writer::clones),
+    usual("change-of-held-pages", attacks_pinned::held_pages),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("reappraisal", reappraisal::notices),
