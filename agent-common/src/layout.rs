@@ -24,7 +24,11 @@ pub struct EnumValue {
     pub enumerator: &'static str,
 }
 
-/// Holder of the two lists.
+/// What the global of an enumerator holds that the kernel does not have; no enumerator that is
+/// looked for has this value.
+pub const NO_ENUMERATOR: u32 = 0xffff;
+
+/// Holder of the lists.
 pub struct Fields;
 
 /// Calls the macro `$callback` with every field and enumerator, so that the list exists once and
@@ -54,9 +58,26 @@ macro_rules! for_each_kernel_field {
                 TASK_STRUCT_REAL_PARENT = task_struct . real_parent;
                 TASK_STRUCT_MM = task_struct . mm;
                 MM_STRUCT_EXE_FILE = mm_struct . exe_file;
+                INODE_I_GENERATION = inode . i_generation;
+                INODE_I_RDEV = inode . i_rdev;
+                VM_AREA_STRUCT_VM_FILE = vm_area_struct . vm_file;
+                VM_AREA_STRUCT_VM_FLAGS = vm_area_struct . vm_flags;
+                VM_AREA_STRUCT_ANON_VMA = vm_area_struct . anon_vma;
             }
             enumerators {
                 HASH_ALGO_SHA256 = hash_algo . HASH_ALGO_SHA256;
+                READING_FIRMWARE = kernel_read_file_id . READING_FIRMWARE;
+                READING_MODULE = kernel_read_file_id . READING_MODULE;
+                READING_KEXEC_IMAGE = kernel_read_file_id . READING_KEXEC_IMAGE;
+                READING_KEXEC_INITRAMFS = kernel_read_file_id . READING_KEXEC_INITRAMFS;
+                LOADING_FIRMWARE = kernel_load_data_id . LOADING_FIRMWARE;
+                LOADING_MODULE = kernel_load_data_id . LOADING_MODULE;
+                LOADING_KEXEC_IMAGE = kernel_load_data_id . LOADING_KEXEC_IMAGE;
+                LOADING_KEXEC_INITRAMFS = kernel_load_data_id . LOADING_KEXEC_INITRAMFS;
+            }
+            newer_enumerators {
+                // Seen in 7.2; up to 6.12 compressed modules are read as READING_MODULE.
+                READING_MODULE_COMPRESSED = kernel_read_file_id . READING_MODULE_COMPRESSED;
             }
         }
     };
@@ -66,6 +87,7 @@ macro_rules! list {
     (
         fields { $($field_global:ident = $structure:ident . $member:ident;)* }
         enumerators { $($enum_global:ident = $enumeration:ident . $enumerator:ident;)* }
+        newer_enumerators { $($new_global:ident = $new_enumeration:ident . $new_enumerator:ident;)* }
     ) => {
         impl Fields {
             /// Every struct member that the programs read.
@@ -80,6 +102,14 @@ macro_rules! list {
                 global: stringify!($enum_global),
                 enumeration: stringify!($enumeration),
                 enumerator: stringify!($enumerator),
+            }),*];
+
+            /// Every enumerator that only newer kernels have. Where it is missing, the global keeps
+            /// [`NO_ENUMERATOR`].
+            pub const NEWER_ENUMERATORS: &'static [EnumValue] = &[$(EnumValue {
+                global: stringify!($new_global),
+                enumeration: stringify!($new_enumeration),
+                enumerator: stringify!($new_enumerator),
             }),*];
         }
     };

@@ -13,9 +13,9 @@ mod verdict;
 pub use event::{
     ANCESTORS, Ancestor, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
 };
-pub use layout::{EnumValue, Field, Fields};
+pub use layout::{EnumValue, Field, Fields, NO_ENUMERATOR};
 pub use policy::{Active, Choices, DIGEST_LEN, Digest, Kinds, Mode, Rule, SLOTS};
-pub use verdict::{Counter, Gate, Outcome, Reason, Verdict, VerdictWord};
+pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 
 /// Declares a fieldless enum whose values cross the kernel boundary as one byte, with the stable
 /// word that logs and JSON use for each, and a checked conversion back.

@@ -207,6 +207,21 @@ pub struct Verdict {
 
 const _: () = assert!(size_of::<Verdict>() == 56);
 
+/// Which program a process runs, where its inode cannot be asked for a verdict. The kernel keeps a
+/// running program from being written, so the digest that was found at exec is still its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProgramKey {
+    /// Inode number.
+    pub inode: u64,
+    /// Filesystem's device number in the kernel's encoding.
+    pub device: u32,
+    /// Tells apart files that have had the same inode number.
+    pub generation: u32,
+}
+
+const _: () = assert!(size_of::<ProgramKey>() == 16);
+
 #[cfg(feature = "agent")]
 // SAFETY: `repr(C)`, made of integers only, without padding (its size is asserted above).
 unsafe impl aya::Pod for Verdict {}

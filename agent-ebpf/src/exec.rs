@@ -4,9 +4,11 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use portcullis_common::{Gate, Kinds};
 
 use crate::{
-    judge::judge,
+    judge::{Hook, judge},
     layout::{bprm_file, is_exec_check},
 };
+
+const HOOK: Hook = Hook { gate: Gate::Exec, sleeps: true };
 
 /// `int bprm_check_security(struct linux_binprm *bprm)`, 5.10 to 7.2; sleepable from 6.1.
 ///
@@ -15,7 +17,7 @@ use crate::{
 #[lsm(hook = "bprm_check_security", sleepable)]
 pub fn gate_exec(ctx: LsmContext) -> i32 {
     // SAFETY: the hook's first argument is a `struct linux_binprm *`, and its file is set here.
-    unsafe { judge(Gate::Exec, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) }
+    unsafe { judge(HOOK, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) }
 }
 
 /// `int bprm_creds_for_exec(struct linux_binprm *bprm)`, from 5.8; attached from 6.14, where
@@ -28,6 +30,6 @@ pub fn gate_exec_check(ctx: LsmContext) -> i32 {
         if !is_exec_check(ctx.arg(0)) {
             return 0;
         }
-        judge(Gate::Exec, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT))
+        judge(HOOK, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT))
     }
 }

@@ -5,6 +5,8 @@
 
 use core::arch::asm;
 
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
+
 /// Adds `amount` to `*number`.
 ///
 /// # Safety
@@ -58,6 +60,29 @@ pub unsafe fn set_if_zero(word: *mut u64, new: u64) -> u64 {
         );
     }
     before
+}
+
+/// Whether a hook's argument is null.
+///
+/// From 6.7 the verifier takes it for granted that an argument which is not declared nullable is
+/// not null, and cuts out the branch of a plain comparison (`reg_not_null` in
+/// kernel/bpf/verifier.c): the null pointer is then dereferenced, and the kernel dies. The
+/// difference of two pointers is a number that it knows nothing about.
+#[inline(always)]
+pub fn is_null<T>(argument: *const T) -> bool {
+    // SAFETY: the helpers have no precondition; both give the same pointer, one as a number.
+    let (task, address) = unsafe { (bpf_get_current_task_btf(), bpf_get_current_task()) };
+    let mut number = argument as u64;
+    // SAFETY: changes nothing but the register.
+    unsafe {
+        asm!(
+            "{number} -= {task}",
+            number = inout(reg) number,
+            task = in(reg) task,
+            options(nostack, nomem),
+        );
+    }
+    number.wrapping_add(address) == 0
 }
 
 /// `-EPERM` if `refuse`, else 0: what a gate returns.

@@ -1,15 +1,25 @@
-//! Deletes a verdict when its file's content may change.
+//! Deletes a verdict when its file's content may change, and keeps mounted block devices closed.
 //!
 //! Every way to change a regular file goes through an open for writing or a truncation. Whoever
 //! is already writing when a verdict is made shows in `i_writecount`, which the gates read.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
 use core::ffi::c_void;
+use portcullis_common::{Active, Choices, Gate, Kinds, Outcome, Reason};
 
 use crate::{
-    layout::{File, Inode, dentry_inode, file_inode, file_mode, path_dentry},
-    maps::VERDICTS,
+    instructions,
+    judge::{Appraisal, FILE_TYPE, Hook, count_outcome, outcome},
+    layout::{
+        File, Inode, dentry_inode, file_inode, file_mode, inode_mode, inode_special_device,
+        path_dentry,
+    },
+    maps::{VERDICTS, active, is_mounted_device},
+    report::{Report, report},
 };
+
+/// `S_IFBLK` (linux/stat.h).
+const BLOCK_DEVICE: u16 = 0o060_000;
 
 /// `FMODE_WRITE` (include/linux/fs.h, 5.10 to 7.2): the file can be written through. A macro, so
 /// BTF does not have it; the agent's self-test proves the value after attaching.
@@ -22,11 +32,40 @@ pub fn invalidate_file_open(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
     unsafe {
-        if file_mode(file) & FMODE_WRITE != 0 {
-            forget(file_inode(file));
+        if file_mode(file) & FMODE_WRITE == 0 {
+            return 0;
         }
+        let inode = file_inode(file);
+        forget(inode);
+        if inode_mode(inode) & FILE_TYPE == BLOCK_DEVICE { judge_device(file, inode) } else { 0 }
     }
-    0
+}
+
+/// Writing to the device below a mounted filesystem changes files without a trace. The kernel's own
+/// mounting does not open device files.
+///
+/// # Safety
+/// `file` is the hook's own pointer, and `inode` its inode.
+#[inline(always)]
+unsafe fn judge_device(file: *const File, inode: *const Inode) -> i32 {
+    let active = active();
+    if active == Active::NONE || !active.choices().contains(Choices::MOUNTED_DEVICES_CLOSED) {
+        return 0;
+    }
+    // SAFETY: by the contract.
+    let is_mounted = is_mounted_device(unsafe { inode_special_device(inode) });
+    if !is_mounted {
+        return 0;
+    }
+    let (outcome, reason) = (outcome(active, true), Reason::MountedDevice);
+    count_outcome(Gate::Device, outcome, reason);
+    // `bpf_d_path` may be used at this hook although it does not sleep.
+    let hook = Hook { gate: Gate::Device, sleeps: true };
+    let appraisal = Appraisal::new(active);
+    let told = Report { hook, outcome, reason, wanted: Kinds::NONE, appraisal: &appraisal };
+    // SAFETY: by the contract.
+    unsafe { report(&told, file, inode) };
+    instructions::refusal(outcome as u8 == Outcome::Deny as u8)
 }
 
 /// `int path_truncate(const struct path *path)`, 5.10 to 7.2; write access is held while it is

@@ -10,18 +10,26 @@ use crate::{
     instructions,
     layout::{
         File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem, inode_mode,
-        inode_size, inode_writers, is_own_program, sealed_against_writing,
+        inode_size, inode_writers, is_own_program, program_key, sealed_against_writing,
     },
     maps::{
-        MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count,
-        is_untrusted_filesystem, rule,
+        MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count, forget_jit_program,
+        is_untrusted_filesystem, remember_jit_program, rule,
     },
-    report::{Report, report},
+    report::{Report, report, report_without_file},
 };
 
 /// `S_IFMT` and `S_IFREG` (linux/stat.h).
-const FILE_TYPE: u16 = 0o170_000;
+pub const FILE_TYPE: u16 = 0o170_000;
 const REGULAR_FILE: u16 = 0o100_000;
+
+/// What a gate is and can do.
+#[derive(Clone, Copy)]
+pub struct Hook {
+    pub gate: Gate,
+    /// Whether the program is sleepable, so that it can hash and knows paths.
+    pub sleeps: bool,
+}
 
 /// Decides whether `file` may be used as one of the `wanted` kinds. Returns what the hook returns.
 ///
@@ -29,9 +37,10 @@ const REGULAR_FILE: u16 = 0o100_000;
 /// the policy in force, and nobody holds the file open for writing.
 ///
 /// # Safety
-/// `file` is the hook's own pointer, not null; the program is sleepable.
+/// `file` is the hook's own pointer, not null, or, if the program is not sleepable, one that the
+/// verifier tracks.
 #[inline(always)]
-pub unsafe fn judge(gate: Gate, file: *const File, wanted: Kinds) -> i32 {
+pub unsafe fn judge(hook: Hook, file: *const File, wanted: Kinds) -> i32 {
     let active = active();
     if active == Active::NONE {
         return 0;
@@ -44,12 +53,12 @@ pub unsafe fn judge(gate: Gate, file: *const File, wanted: Kinds) -> i32 {
             let word = load_word(verdict);
             if word.is_of(active.generation())
                 && inode_writers(inode) <= 0
-                && covers(gate, word.kinds(), wanted, inode)
+                && covers(hook.gate, word.kinds(), wanted, inode)
             {
                 return 0;
             }
         }
-        judge_in_full(gate, file, inode, wanted)
+        judge_in_full(hook, file, inode, wanted)
     }
 }
 
@@ -64,15 +73,17 @@ unsafe fn covers(gate: Gate, kinds: Kinds, wanted: Kinds, inode: *const Inode) -
         || (kinds.intersects(Kinds::EXECUTABLE) && unsafe { is_own_mapping(gate, inode) })
 }
 
-/// Whether this is about a program's own segments, which the kernel maps as code during its exec.
-/// That is use as an executable; for everybody else the same file is a library.
+/// Whether this is about a program's own segments, which the kernel maps as code during its exec,
+/// and which the program may protect anew. That is use as an executable; for everybody else the
+/// same file is a library.
 ///
 /// # Safety
 /// `inode` is a kernel pointer.
 #[inline(always)]
 unsafe fn is_own_mapping(gate: Gate, inode: *const Inode) -> bool {
+    let maps = gate as u8 == Gate::Mapping as u8 || gate as u8 == Gate::Memory as u8;
     // SAFETY: by the contract.
-    gate as u8 == Gate::Mapping as u8 && unsafe { is_own_program(inode) }
+    maps && unsafe { is_own_program(inode) }
 }
 
 /// The other path: no verdict of this policy yet, or one that refuses.
@@ -81,11 +92,12 @@ unsafe fn is_own_mapping(gate: Gate, inode: *const Inode) -> bool {
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
 unsafe fn judge_in_full(
-    gate: Gate,
+    hook: Hook,
     file: *const File,
     inode: *mut Inode,
     mut wanted: Kinds,
 ) -> i32 {
+    let gate = hook.gate;
     // SAFETY: the contract of this function.
     let is_own_mapping = unsafe { is_own_mapping(gate, inode) };
     if is_own_mapping {
@@ -93,8 +105,8 @@ unsafe fn judge_in_full(
     }
     // SAFETY: the contract of this function.
     unsafe {
-        let appraisal = appraise(gate, file, inode);
-        conclude(gate, file, inode, wanted, is_own_mapping, &appraisal)
+        let appraisal = appraise(hook, file, inode);
+        conclude(hook, file, inode, wanted, is_own_mapping, &appraisal)
     }
 }
 
@@ -103,14 +115,14 @@ unsafe fn judge_in_full(
 /// # Safety
 /// As for [`judge`].
 #[inline(always)]
-pub unsafe fn cannot_decide(gate: Gate, file: *const File, wanted: Kinds, reason: Reason) -> i32 {
+pub unsafe fn cannot_decide(hook: Hook, file: *const File, wanted: Kinds, reason: Reason) -> i32 {
     let active = active();
     if active == Active::NONE {
         return 0;
     }
     let appraisal = Appraisal { reason: Some(reason), ..Appraisal::new(active) };
     // SAFETY: the contract of this function.
-    unsafe { conclude(gate, file, file_inode(file), wanted, false, &appraisal) }
+    unsafe { conclude(hook, file, file_inode(file), wanted, false, &appraisal) }
 }
 
 /// What an appraisal means for who asked, and telling of it.
@@ -119,47 +131,92 @@ pub unsafe fn cannot_decide(gate: Gate, file: *const File, wanted: Kinds, reason
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
 unsafe fn conclude(
-    gate: Gate,
+    hook: Hook,
     file: *const File,
     inode: *const Inode,
     wanted: Kinds,
     is_own_mapping: bool,
     appraisal: &Appraisal,
 ) -> i32 {
+    let gate = hook.gate;
     let reason = match appraisal.reason {
+        None if wanted.is_empty() => Reason::UnknownUse,
         None if appraisal.word.kinds().intersects(wanted) => Reason::Listed,
         None => appraisal.word.refusal(),
         Some(reason) => reason,
     };
     let refused = reason as u8 != Reason::Listed as u8;
-    let enforces = appraisal.active.enforces();
-    let outcome = match (refused, enforces) {
-        (false, _) => Outcome::Allow,
-        (true, false) => Outcome::WouldDeny,
-        (true, true) => Outcome::Deny,
-    };
+    let outcome = outcome(appraisal.active, refused);
     // The verdict stands; everything from here on only tells of it.
-    count(
-        gate,
-        match outcome {
-            Outcome::Allow => Counter::Allowed,
-            Outcome::WouldDeny => Counter::WouldDeny,
-            Outcome::Deny => Counter::Denied,
-            Outcome::Report => Counter::Reported,
-        },
-        1,
-    );
-    if reason.cannot_decide() {
-        count(gate, Counter::CannotDecide, 1);
+    count_outcome(gate, outcome, reason);
+    if gate as u8 == Gate::Exec as u8 {
+        // SAFETY: the contract of this function.
+        unsafe { note_program(inode, appraisal) };
     }
     // In audit mode a program that the exec gate has just reported goes on to be mapped.
-    let is_told = is_own_mapping && appraisal.cached && refused && !enforces;
+    let is_told = is_own_mapping && appraisal.cached && outcome as u8 == Outcome::WouldDeny as u8;
     if !is_told {
-        let told = Report { gate, outcome, reason, wanted, appraisal };
+        let told = Report { hook, outcome, reason, wanted, appraisal };
         // SAFETY: the contract of this function.
         unsafe { report(&told, file, inode) };
     }
-    instructions::refusal(refused && enforces)
+    instructions::refusal(outcome as u8 == Outcome::Deny as u8)
+}
+
+/// Decides about something that is no file, and so cannot be identified. Returns what the hook
+/// returns.
+#[inline(always)]
+pub fn judge_without_file(gate: Gate, wanted: Kinds, reason: Reason) -> i32 {
+    let active = active();
+    if active == Active::NONE {
+        return 0;
+    }
+    let outcome = outcome(active, true);
+    count_outcome(gate, outcome, reason);
+    let hook = Hook { gate, sleeps: false };
+    let appraisal = Appraisal::new(active);
+    report_without_file(&Report { hook, outcome, reason, wanted, appraisal: &appraisal });
+    instructions::refusal(outcome as u8 == Outcome::Deny as u8)
+}
+
+/// What comes of it under the policy in force.
+#[inline(always)]
+pub fn outcome(active: Active, refused: bool) -> Outcome {
+    match (refused, active.enforces()) {
+        (false, _) => Outcome::Allow,
+        (true, false) => Outcome::WouldDeny,
+        (true, true) => Outcome::Deny,
+    }
+}
+
+/// Adds to the gate's numbers.
+#[inline(always)]
+pub fn count_outcome(gate: Gate, outcome: Outcome, reason: Reason) {
+    let counter = match outcome {
+        Outcome::Allow => Counter::Allowed,
+        Outcome::WouldDeny => Counter::WouldDeny,
+        Outcome::Deny => Counter::Denied,
+        Outcome::Report => Counter::Reported,
+    };
+    count(gate, counter, 1);
+    if reason.cannot_decide() {
+        count(gate, Counter::CannotDecide, 1);
+    }
+}
+
+/// Keeps what the memory gate wants to know of programs, which cannot ask their inode.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+unsafe fn note_program(inode: *const Inode, appraisal: &Appraisal) {
+    // SAFETY: by the contract.
+    let program = unsafe { program_key(inode) };
+    if appraisal.word.kinds().intersects(Kinds::JIT) {
+        remember_jit_program(&program, &appraisal.digest);
+    } else {
+        forget_jit_program(&program);
+    }
 }
 
 /// What is known of a file when its judgement ends.
@@ -183,7 +240,7 @@ pub struct Appraisal {
 impl Appraisal {
     /// Nothing is known yet.
     #[inline(always)]
-    fn new(active: Active) -> Self {
+    pub fn new(active: Active) -> Self {
         Self {
             active,
             reason: None,
@@ -206,7 +263,7 @@ impl Appraisal {
 /// # Safety
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
-unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisal {
+unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode) -> Appraisal {
     let mut appraisal = Appraisal::new(active());
     // SAFETY: the contract of this function.
     unsafe {
@@ -235,7 +292,11 @@ unsafe fn appraise(gate: Gate, file: *const File, inode: *mut Inode) -> Appraisa
         if known.is_known() {
             appraisal.digest = (*record).digest;
             appraisal.cached = known.is_of(appraisal.active.generation());
+        } else if !hook.sleeps {
+            appraisal.reason = Some(Reason::NotAppraised);
+            return appraisal;
         } else {
+            let gate = hook.gate;
             let status = bpf_ima_file_hash(
                 file.cast_mut().cast(),
                 (&raw mut appraisal.digest).cast(),

@@ -6,17 +6,19 @@
 
 use aya_ebpf::{Global, bindings::inode, helpers::generated::bpf_get_current_task_btf};
 use core::ffi::c_void;
-use portcullis_common::for_each_kernel_field;
+use portcullis_common::{NO_ENUMERATOR, ProgramKey, for_each_kernel_field};
 
 macro_rules! globals {
     (
         fields { $($field:ident = $structure:ident . $member:ident;)* }
         enumerators { $($enumerator_global:ident = $enumeration:ident . $enumerator:ident;)* }
+        newer_enumerators { $($new_global:ident = $new_enumeration:ident . $new_enumerator:ident;)* }
     ) => {
         // An offset that the agent did not set lies outside of every struct, so that the program
         // is refused instead of reading the wrong member.
         $(#[unsafe(no_mangle)] static $field: Global<u32> = Global::new(0xffff);)*
-        $(#[unsafe(no_mangle)] pub static $enumerator_global: Global<u32> = Global::new(0xffff);)*
+        $(#[unsafe(no_mangle)] pub static $enumerator_global: Global<u32> = Global::new(NO_ENUMERATOR);)*
+        $(#[unsafe(no_mangle)] pub static $new_global: Global<u32> = Global::new(NO_ENUMERATOR);)*
     };
 }
 for_each_kernel_field!(globals);
@@ -38,6 +40,9 @@ pub struct Dentry(c_void);
 /// `struct task_struct`, likewise.
 #[repr(transparent)]
 pub struct Task(c_void);
+/// `struct vm_area_struct`, likewise.
+#[repr(transparent)]
+pub struct Vma(c_void);
 
 /// # Safety
 /// `base` is a kernel pointer that the verifier tracks, and `offset` that of a member of type `T`.
@@ -101,6 +106,14 @@ accessors! {
     inode_writers(Inode) -> i32 = INODE_I_WRITECOUNT;
     /// The inode behind a directory entry, or null.
     dentry_inode(Dentry) -> *mut Inode = DENTRY_D_INODE;
+    /// What a special file stands for: the device number, in the kernel's encoding.
+    inode_special_device(Inode) -> u32 = INODE_I_RDEV;
+    /// The file behind a mapping, or null.
+    vma_file(Vma) -> *const File = VM_AREA_STRUCT_VM_FILE;
+    /// `VM_*` flags of a mapping.
+    vma_flags(Vma) -> u64 = VM_AREA_STRUCT_VM_FLAGS;
+    /// Not zero if a private mapping has pages of its own: somebody has written to it.
+    vma_own_pages(Vma) -> usize = VM_AREA_STRUCT_ANON_VMA;
     /// The directory entry of a `struct path`.
     path_dentry(c_void) -> *const Dentry = PATH_DENTRY;
     /// Process id (thread group) in the initial namespace.
@@ -165,17 +178,39 @@ pub fn current_task() -> *const Task {
     unsafe { bpf_get_current_task_btf() as *const Task }
 }
 
+/// The program that the current process is running, or is just starting; null for a kernel thread.
+/// Every load through a null or stale pointer gives zero.
+#[inline(always)]
+pub fn own_program() -> *const Inode {
+    // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
+    unsafe {
+        let mm: *const c_void = load(current_task(), &TASK_STRUCT_MM);
+        let exe_file: *const File = load(mm, &MM_STRUCT_EXE_FILE);
+        file_inode(exe_file)
+    }
+}
+
 /// Whether `inode` is the program that the current process is running, or is just starting.
 ///
 /// # Safety
 /// `inode` is a kernel pointer; it is only compared.
 #[inline(always)]
 pub unsafe fn is_own_program(inode: *const Inode) -> bool {
-    // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
-    let program: *const Inode = unsafe {
-        let mm: *const c_void = load(current_task(), &TASK_STRUCT_MM);
-        let exe_file: *const File = load(mm, &MM_STRUCT_EXE_FILE);
-        file_inode(exe_file)
-    };
-    core::ptr::addr_eq(program, inode)
+    core::ptr::addr_eq(own_program(), inode)
+}
+
+/// How a program is recognised by its inode.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn program_key(inode: *const Inode) -> ProgramKey {
+    // SAFETY: by the contract.
+    unsafe {
+        ProgramKey {
+            inode: inode_number(inode),
+            device: inode_device(inode),
+            generation: load(inode, &INODE_I_GENERATION),
+        }
+    }
 }

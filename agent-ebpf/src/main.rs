@@ -11,9 +11,11 @@ mod exec;
 mod instructions;
 mod invalidation;
 mod judge;
+mod kernel_intake;
 mod layout;
 mod mapping;
 mod maps;
+mod memory;
 mod report;
 
 /// Dual-licensed, because the helpers used are for GPL-compatible programs only.

@@ -4,17 +4,19 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use portcullis_common::{Gate, Kinds, Reason};
 
 use crate::{
+    instructions::is_null,
     invalidation::FMODE_WRITE,
-    judge::{cannot_decide, is_regular, judge},
+    judge::{Hook, cannot_decide, is_regular, judge},
     layout::{File, file_inode, file_mode},
     maps::WAS_MAPPED,
+    memory::{PROT_EXEC, judge_memory},
 };
 
-/// `PROT_EXEC` (linux/mman.h).
-const PROT_EXEC: u64 = 4;
 /// The bit that `MAP_SHARED` and `MAP_SHARED_VALIDATE` have and no other type of mapping
 /// (linux/mman.h).
 const MAP_SHARED: u64 = 1;
+
+const HOOK: Hook = Hook { gate: Gate::Mapping, sleeps: true };
 
 /// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long
 /// flags)`, 5.10 to 7.2; sleepable from 6.1.
@@ -30,15 +32,19 @@ pub fn gate_mapping(ctx: LsmContext) -> i32 {
         return 0;
     }
     let file: *const File = ctx.arg(0);
+    if is_null(file) {
+        return if is_code { judge_memory(Reason::AnonymousMemory) } else { 0 };
+    }
+    // For kernels that declare the argument nullable (7.2), and so want to see a comparison.
     if file.is_null() {
         return 0;
     }
     // SAFETY: the hook's first argument is a `struct file *`, not null.
     unsafe {
         if flags & MAP_SHARED != 0 && !remember(file) {
-            return cannot_decide(Gate::Mapping, file, Kinds::LIBRARY, Reason::NoMemory);
+            return cannot_decide(HOOK, file, Kinds::LIBRARY, Reason::NoMemory);
         }
-        if is_code { judge(Gate::Mapping, file, Kinds::LIBRARY) } else { 0 }
+        if is_code { judge(HOOK, file, Kinds::LIBRARY) } else { 0 }
     }
 }
 

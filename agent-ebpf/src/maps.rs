@@ -3,12 +3,12 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_HASH},
-    btf_maps::{Array, ArrayOfMaps, HashMap, InodeStorage, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, InodeStorage, LruHashMap, RingBuf},
     helpers::generated::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use portcullis_common::{
-    Active, Counter, DIGEST_LEN, Event, Gate, PATH_SHORT, Rule, SLOTS, Verdict,
+    Active, Counter, DIGEST_LEN, Digest, Event, Gate, PATH_SHORT, ProgramKey, Rule, SLOTS, Verdict,
 };
 
 use crate::instructions;
@@ -52,6 +52,20 @@ pub static WAS_MAPPED: InodeStorage<u64> = InodeStorage::new();
 /// bit the slots whose policy trusts them all the same.
 #[btf_map]
 static UNTRUSTED_FILESYSTEMS: HashMap<u64, u64, 64> = HashMap::new();
+
+/// Digests of programs with [`Kinds::JIT`] that were started, for hooks that cannot ask the inode.
+#[btf_map]
+static JIT_PROGRAMS: LruHashMap<ProgramKey, Digest, 1024> = LruHashMap::new();
+
+/// Programs of which it was told that they make memory executable, with the generation of the
+/// policy under which it was.
+#[btf_map]
+static TOLD: LruHashMap<ProgramKey, u64, 1024> = LruHashMap::new();
+
+/// Device numbers of block devices that carry a mounted filesystem, in the kernel's encoding, with
+/// those below them (the disk of a partition, the parts of a volume).
+#[btf_map]
+static MOUNTED_DEVICES: HashMap<u32, u8, 4096> = HashMap::new();
 
 /// One number for each gate and [`Counter`].
 #[btf_map]
@@ -102,6 +116,46 @@ pub fn is_untrusted_filesystem(magic: u64, generation: u64) -> bool {
         let trusted = unsafe { trusted.read_volatile() };
         trusted >> Active::slot(generation) & 1 == 0
     })
+}
+
+/// Remembers a program that may make memory executable, as it is being started.
+#[inline(always)]
+pub fn remember_jit_program(program: &ProgramKey, digest: &Digest) {
+    // That there is no memory costs the program its mark, and nothing else.
+    let _ = JIT_PROGRAMS.insert(program, digest, 0);
+}
+
+/// Forgets a program that has other content now.
+#[inline(always)]
+pub fn forget_jit_program(program: &ProgramKey) {
+    // Most programs were never there.
+    let _ = JIT_PROGRAMS.remove(program);
+}
+
+/// The digest of a program that might be allowed to make memory executable.
+#[inline(always)]
+pub fn digest_of_jit_program(program: &ProgramKey) -> Option<Digest> {
+    // SAFETY: points to a map value. If the element is given to another program meanwhile, that one
+    // has the mark too.
+    JIT_PROGRAMS.get_ptr(program).map(|digest| unsafe { digest.read() })
+}
+
+/// Whether it was told of this program under the policy of `generation`; it is from now on.
+#[inline(always)]
+pub fn tell_once(program: &ProgramKey, generation: u64) -> bool {
+    // SAFETY: points to a map value.
+    let told = TOLD.get_ptr(program).is_some_and(|told| unsafe { *told } == generation);
+    if !told {
+        // Without memory for it, it is told again.
+        let _ = TOLD.insert(program, &generation, 0);
+    }
+    told
+}
+
+/// Whether a block device carries a mounted filesystem.
+#[inline(always)]
+pub fn is_mounted_device(device: u32) -> bool {
+    MOUNTED_DEVICES.get_ptr(&device).is_some()
 }
 
 /// Adds to one of the gate's numbers.

@@ -13,12 +13,12 @@ use aya_ebpf::{
 };
 use core::mem::transmute;
 use portcullis_common::{
-    ANCESTORS, Ancestor, COMM_LEN, Counter, Event, EventHeader, Gate, Kinds, Outcome, PATH_LONG,
+    ANCESTORS, Ancestor, COMM_LEN, Counter, Event, EventHeader, Kinds, Outcome, PATH_LONG,
     PATH_SHORT, Reason,
 };
 
 use crate::{
-    judge::Appraisal,
+    judge::{Appraisal, Hook},
     layout::{
         File, Inode, current_task, file_path, inode_device, inode_filesystem, inode_number,
         inode_size, task_comm, task_parent, task_pid,
@@ -28,7 +28,7 @@ use crate::{
 
 /// What is to be told.
 pub struct Report<'a> {
-    pub gate: Gate,
+    pub hook: Hook,
     pub outcome: Outcome,
     pub reason: Reason,
     pub wanted: Kinds,
@@ -43,10 +43,51 @@ pub struct Report<'a> {
 pub unsafe fn report(told: &Report<'_>, file: *const File, inode: *const Inode) {
     // SAFETY: by the contract.
     unsafe {
-        if !send::<PATH_SHORT>(told, file, inode, false) {
+        if !told.hook.sleeps {
+            // `bpf_d_path` is for sleepable hooks and a few others; the agent looks the path up.
+            report_inode(told, inode);
+        } else if !send::<PATH_SHORT>(told, file, inode, false) {
             send::<PATH_LONG>(told, file, inode, true);
         }
     }
+}
+
+/// Sends the event without a path.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn report_inode(told: &Report<'_>, inode: *const Inode) {
+    let Some(mut entry) = EVENTS.reserve_untyped::<Event<0>>(0) else {
+        count(told.hook.gate, Counter::Lost, 1);
+        return;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the ring gave room for the header, and by the contract.
+    unsafe {
+        fill(&raw mut (*event).header, told, 0);
+        identify(&raw mut (*event).header, inode);
+    };
+    entry.submit(0);
+}
+
+/// Sends an event about something that is no file.
+#[inline(always)]
+pub fn report_without_file(told: &Report<'_>) {
+    let Some(mut entry) = EVENTS.reserve_untyped::<Event<0>>(0) else {
+        count(told.hook.gate, Counter::Lost, 1);
+        return;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the ring gave room for the header.
+    unsafe {
+        fill(&raw mut (*event).header, told, 0);
+        (*event).header.inode = 0;
+        (*event).header.size = 0;
+        (*event).header.device = 0;
+        (*event).header.filesystem = 0;
+    };
+    entry.submit(0);
 }
 
 /// Returns whether this was the end of it; `false` asks for a longer event.
@@ -61,7 +102,7 @@ unsafe fn send<const PATH: usize>(
     last: bool,
 ) -> bool {
     let Some(mut entry) = EVENTS.reserve_untyped::<Event<PATH>>(0) else {
-        count(told.gate, Counter::Lost, 1);
+        count(told.hook.gate, Counter::Lost, 1);
         return true;
     };
     let event = entry.as_mut_ptr();
@@ -79,16 +120,36 @@ unsafe fn send<const PATH: usize>(
         return false;
     }
     // SAFETY: as above, and by the contract.
-    unsafe { fill(&raw mut (*event).header, told, inode, status as i32) };
+    unsafe {
+        fill(&raw mut (*event).header, told, status as i32);
+        identify(&raw mut (*event).header, inode);
+    };
     entry.submit(0);
     true
 }
 
+/// Says which file it is about.
+///
 /// # Safety
 /// `header` points to writable memory; `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-unsafe fn fill(header: *mut EventHeader, told: &Report<'_>, inode: *const Inode, path_status: i32) {
-    let Report { gate, outcome, reason, wanted, appraisal } = *told;
+unsafe fn identify(header: *mut EventHeader, inode: *const Inode) {
+    // SAFETY: by the contract.
+    unsafe {
+        (*header).inode = inode_number(inode);
+        (*header).size = inode_size(inode);
+        (*header).device = inode_device(inode);
+        (*header).filesystem = inode_filesystem(inode) as u32;
+    }
+}
+
+/// Everything else.
+///
+/// # Safety
+/// `header` points to writable memory.
+#[inline(always)]
+unsafe fn fill(header: *mut EventHeader, told: &Report<'_>, path_status: i32) {
+    let Report { hook: Hook { gate, .. }, outcome, reason, wanted, appraisal } = *told;
     // SAFETY: by the contract; the helpers have no precondition.
     unsafe {
         let pid_tid = bpf_get_current_pid_tgid();
@@ -96,12 +157,8 @@ unsafe fn fill(header: *mut EventHeader, told: &Report<'_>, inode: *const Inode,
         (*header).boot_ns = bpf_ktime_get_boot_ns();
         (*header).generation = appraisal.active.generation();
         (*header).cgroup = bpf_get_current_cgroup_id();
-        (*header).inode = inode_number(inode);
-        (*header).size = inode_size(inode);
         (*header).digest = appraisal.digest;
         (*header).rule = appraisal.rule;
-        (*header).device = inode_device(inode);
-        (*header).filesystem = inode_filesystem(inode) as u32;
         (*header).pid = (pid_tid >> 32) as u32;
         (*header).tid = pid_tid as u32;
         (*header).uid = uid_gid as u32;

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use crate::{
     artifact::{self, MAX_HASHED_BYTES, digest},
+    kernel::mounts::unescape,
     policy::manifest::Found,
 };
 
@@ -50,12 +51,18 @@ pub struct Report {
     pub not_entered: Vec<PathBuf>,
 }
 
-/// Looks at every regular file below `roots`, each on its own filesystem only. `progress` counts
-/// files.
+/// Looks at every regular file below `roots`, each on its own filesystem only, and takes each for
+/// what its content shows and for `listed_as` besides. `progress` counts files.
+///
+/// Firmware has no form of its own, so whatever lies where kernels look for it is taken for it.
 ///
 /// # Errors
 /// If one of the roots does not exist.
-pub fn scan(roots: &[PathBuf], progress: &ProgressBar) -> Result<Report, ScanError> {
+pub fn scan(
+    roots: &[PathBuf],
+    listed_as: Kinds,
+    progress: &ProgressBar,
+) -> Result<Report, ScanError> {
     let mut canonical = Vec::new();
     for root in roots {
         let error = |source| ScanError { path: root.clone(), source };
@@ -65,7 +72,7 @@ pub fn scan(roots: &[PathBuf], progress: &ProgressBar) -> Result<Report, ScanErr
     // A folder within another would be found twice; one on another filesystem would not.
     canonical.dedup();
 
-    let scan = Scan::default();
+    let scan = Scan { listed_as, ..Scan::default() };
     if let Some((first, rest)) = canonical.split_first() {
         let mut walk = WalkBuilder::new(first);
         rest.iter().for_each(|root| {
@@ -97,11 +104,13 @@ type Once = Arc<OnceLock<Result<Identity, String>>>;
 
 #[derive(Default)]
 struct Scan {
+    /// What every file is taken for, besides what its content shows.
+    listed_as: Kinds,
     report: Mutex<Report>,
     files: AtomicU64,
     bytes: AtomicU64,
     /// What files with several names are, so that each is read once.
-    linked: Mutex<HashMap<(u64, u64), Once>>,
+    linked: Mutex<HashMap<(u64, u64, Kinds), Once>>,
 }
 
 impl Scan {
@@ -141,18 +150,25 @@ impl Scan {
         if !metadata.is_file() {
             return Ok(None);
         }
+        let mut more = self.listed_as;
+        if is_firmware(path) {
+            more = more.union(Kinds::FIRMWARE);
+        }
         if metadata.nlink() == 1 {
-            return self.identify(&file);
+            return self.identify(&file, more);
         }
         let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
-        let once = Arc::clone(linked.entry((metadata.dev(), metadata.ino())).or_default());
+        let once = Arc::clone(linked.entry((metadata.dev(), metadata.ino(), more)).or_default());
         drop(linked);
-        once.get_or_init(|| self.identify(&file)).clone()
+        once.get_or_init(|| self.identify(&file, more)).clone()
     }
 
-    fn identify(&self, file: &File) -> Result<Identity, String> {
+    fn identify(&self, file: &File, more: Kinds) -> Result<Identity, String> {
         let error = |error: io::Error| error.to_string();
-        let Some(kinds) = artifact::identify(file).map_err(error)? else { return Ok(None) };
+        let kinds = artifact::identify(file).map_err(error)?.unwrap_or(Kinds::NONE).union(more);
+        if kinds.is_empty() {
+            return Ok(None);
+        }
         let size = file.metadata().map_err(error)?.len();
         let too_large =
             || format!("larger than the {} MiB that the gates hash", MAX_HASHED_BYTES >> 20);
@@ -178,6 +194,12 @@ impl Scan {
     fn lock(&self) -> std::sync::MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a file lies where kernels look for firmware, on this system or in an image.
+fn is_firmware(path: &Path) -> bool {
+    let mut names = path.iter().map(OsStr::as_bytes).skip_while(|name| *name != b"lib");
+    names.next().is_some() && names.next().is_some_and(|name| name == b"firmware")
 }
 
 fn path_of(error: &ignore::Error) -> Option<PathBuf> {
@@ -239,21 +261,6 @@ fn mount_point(line: &[u8]) -> Option<PathBuf> {
     (!is_virtual).then(|| PathBuf::from(OsStr::from_bytes(&unescape(path))))
 }
 
-/// Undoes the kernel's `\040` and the like.
-fn unescape(path: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        plain.push(octal.unwrap_or(*first));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
@@ -288,7 +295,8 @@ mod tests {
         giant.set_len(100 << 30).expect("sparse");
         fs::set_permissions(at(b"data.so"), fs::Permissions::from_mode(0o000)).expect("closed");
 
-        let report = scan(&[folder.path().into()], &ProgressBar::hidden()).expect("scanned");
+        let report =
+            scan(&[folder.path().into()], Kinds::NONE, &ProgressBar::hidden()).expect("scanned");
         let names: Vec<_> = report
             .artifacts
             .iter()
@@ -303,8 +311,24 @@ mod tests {
     }
 
     #[test]
+    fn firmware_is_known_by_its_folder_and_anything_by_wish() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let firmware = folder.path().join("usr/lib/firmware/vendor");
+        fs::create_dir_all(&firmware).expect("made");
+        fs::write(firmware.join("blob"), b"bytes").expect("written");
+        fs::write(folder.path().join("other"), b"bytes").expect("written");
+        let kinds_of = |listed_as| -> Vec<_> {
+            let report = scan(&[folder.path().into()], listed_as, &ProgressBar::hidden());
+            report.expect("scanned").artifacts.iter().map(|found| found.kinds).collect()
+        };
+        assert_eq!(kinds_of(Kinds::NONE), [Kinds::FIRMWARE]);
+        assert_eq!(kinds_of(Kinds::KEXEC), [Kinds::KEXEC, Kinds::FIRMWARE.union(Kinds::KEXEC)]);
+    }
+
+    #[test]
     fn a_missing_folder_is_named() {
-        let error = scan(&["/nowhere".into()], &ProgressBar::hidden()).expect_err("missing");
+        let error =
+            scan(&["/nowhere".into()], Kinds::NONE, &ProgressBar::hidden()).expect_err("missing");
         assert!(error.to_string().starts_with("/nowhere: No such file"), "{error}");
     }
 

@@ -34,10 +34,13 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ["scenario", names @ ..] => return scenarios::run(names),
-        ["map-for-reading", path] => match scenarios::map_for_reading(path.as_ref()) {
-            Ok(code) => return ExitCode::from(code),
-            Err(error) => Err(error),
-        },
+        // What scenarios start as children of their own.
+        ["map-for-reading", path] => return exit(scenarios::map_for_reading(path.as_ref())),
+        ["protect-for-reading", path] => {
+            return exit(scenarios::protect_for_reading(path.as_ref()));
+        }
+        ["remap-for-reading", path] => return exit(scenarios::remap_for_reading(path.as_ref())),
+        ["executable-memory", what] => return exit(scenarios::executable_memory(what)),
         _ => {
             eprintln!("portcullis-guest runs inside of virtual machines only");
             return ExitCode::from(2);
@@ -50,4 +53,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn exit(code: anyhow::Result<u8>) -> ExitCode {
+    code.map_or_else(
+        |error| {
+            println!("{error:#}");
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    )
 }

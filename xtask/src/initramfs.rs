@@ -51,6 +51,7 @@ const MODULES: &[&str] = &[
     "uas",
     "sd_mod",
     "dummy",
+    "cfg80211",
     "af_alg",
     "algif_hash",
     "sha256_generic",
@@ -69,6 +70,7 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/id",
     "/usr/bin/cp",
     "/usr/bin/sleep",
+    "/usr/bin/xz",
 ];
 
 /// Writes the archive to `out`.

@@ -26,11 +26,24 @@ pub struct Args {
     /// The manifest to write, or - for standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// List every file as this kind too, whatever its content looks like: firmware, or kernels and
+    /// their initramfs for kexec
+    #[arg(long = "as", value_name = "KIND", value_parser = kind)]
+    listed_as: Option<Kinds>,
+}
+
+/// A kind by its word.
+fn kind(word: &str) -> Result<Kinds, String> {
+    let known = Kinds::WORDS.iter().filter(|(kind, _)| !Kinds::MARKS.intersects(*kind));
+    known.clone().find(|(_, known)| *known == word).map(|(kind, _)| *kind).ok_or_else(|| {
+        let words: Vec<_> = known.map(|(_, word)| *word).collect();
+        format!("it can be {}", words.join(", "))
+    })
 }
 
 pub fn scan(args: &Args) -> Outcome {
     let bar = output::progress(0, "files looked at:");
-    let report = find(&args.paths, &bar);
+    let report = find(&args.paths, args.listed_as.unwrap_or_default(), &bar);
     bar.finish_and_clear();
     let mut report = report.or_exit(BAD_INPUT)?;
     let artifacts = std::mem::take(&mut report.artifacts);
@@ -86,7 +99,7 @@ const SHOWN: usize = 20;
 fn summary(report: &Report, artifacts: &[manifest::Found]) -> String {
     let count = |kind: Kinds| artifacts.iter().filter(|found| found.kinds.intersects(kind)).count();
     let mut text = format!(
-        "{} artifacts in {} files ({} hashed): {} executables, {} libraries, {} scripts, {} modules",
+        "{} artifacts in {} files ({} hashed): {} executables, {} libraries, {} scripts, {} modules, {} firmware",
         artifacts.len(),
         report.files,
         HumanBytes(report.bytes),
@@ -94,6 +107,7 @@ fn summary(report: &Report, artifacts: &[manifest::Found]) -> String {
         count(Kinds::LIBRARY),
         count(Kinds::SCRIPT),
         count(Kinds::MODULE),
+        count(Kinds::FIRMWARE),
     );
     if !report.skipped.is_empty() {
         text.push_str(&format!("\n{} skipped, and not in the manifest:", report.skipped.len()));

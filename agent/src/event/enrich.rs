@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fs, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
-use portcullis_common::{Ancestor, Kinds, Mode, Reason};
+use portcullis_common::{Ancestor, EventHeader, Gate, Kinds, Mode, Reason};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         AncestorInfo, ArtifactInfo, Decision, PolicyId, ProcessInfo, RulePlace,
         decode::{GateEvent, comm},
     },
-    kernel::filesystems,
+    kernel::{filesystems, selftest::kernel_device},
 };
 
 /// The policy that events are explained with.
@@ -130,11 +130,14 @@ fn artifact(event: &GateEvent) -> Option<ArtifactInfo> {
     if header.device == 0 && header.inode == 0 {
         return None;
     }
-    let (path, path_hex) = match &event.path {
+    // The memory gate's hook gives no path.
+    let mapped = if event.gate == Gate::Memory { path_of_mapping(header) } else { None };
+    let (path, path_hex) = match mapped.as_ref().map_or(event.path.as_deref(), |path| Ok(path)) {
         Ok(path) => match std::str::from_utf8(path) {
             Ok(path) => (path.to_owned(), None),
             Err(_) => (String::from_utf8_lossy(path).into_owned(), Some(hex::encode(path))),
         },
+        Err(0) => ("(not known)".to_owned(), None),
         Err(errno) => {
             let why = rustix::io::Errno::from_raw_os_error(*errno);
             (format!("(path not given by the kernel: {why})"), None)
@@ -151,6 +154,31 @@ fn artifact(event: &GateEvent) -> Option<ArtifactInfo> {
         device: format!("{}:{}", header.device >> 20, header.device & 0xf_ffff),
         inode: header.inode,
         hash_status: hash_failed.then_some(header.hash_status),
+    })
+}
+
+/// Under which path the process runs or maps the file, if it still does.
+fn path_of_mapping(header: &EventHeader) -> Option<Vec<u8>> {
+    use std::os::unix::{ffi::OsStringExt, fs::MetadataExt};
+    let process = Path::new("/proc").join(header.pid.to_string());
+    let is_it = |file: &Path| {
+        fs::metadata(file).is_ok_and(|metadata| {
+            (kernel_device(metadata.dev()), metadata.ino()) == (header.device, header.inode)
+        })
+    };
+    let program = process.join("exe");
+    if is_it(&program) {
+        return Some(fs::read_link(program).ok()?.into_os_string().into_vec());
+    }
+    let maps = fs::read(process.join("maps")).ok()?;
+    let inode = header.inode.to_string();
+    maps.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.splitn(6, |byte| *byte == b' ');
+        let range = std::str::from_utf8(fields.next()?).ok()?;
+        if fields.nth(3)? != inode.as_bytes() || !is_it(&process.join("map_files").join(range)) {
+            return None;
+        }
+        Some(fields.next()?.trim_ascii_start().to_vec())
     })
 }
 

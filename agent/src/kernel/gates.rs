@@ -1,6 +1,7 @@
 //! The kernel programs: loading, attaching, and the maps behind them.
 
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
 };
@@ -36,7 +37,7 @@ pub struct Hook {
     pub program: &'static str,
     /// Name of the LSM hook.
     pub hook: &'static str,
-    /// The gate that it is; `None` for those that delete verdicts.
+    /// The gate that it is; `None` for those that only delete verdicts.
     pub gate: Option<Gate>,
 }
 
@@ -46,11 +47,14 @@ const fn hook(program: &'static str, hook: &'static str, gate: Option<Gate>) -> 
 
 /// The hooks in the order in which they are attached: what deletes verdicts comes before what
 /// makes them.
-const HOOKS: [Hook; 6] = [
-    hook("invalidate_file_open", "file_open", None),
+const HOOKS: [Hook; 9] = [
+    hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
+    hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
     hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
+    hook("gate_kernel_read_file", "kernel_read_file", Some(Gate::Kernel)),
+    hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
     hook("gate_exec", "bprm_check_security", Some(Gate::Exec)),
     hook("gate_exec_check", "bprm_creds_for_exec", Some(Gate::Exec)),
 ];
@@ -140,6 +144,7 @@ pub struct Gates {
     /// For each kind of filesystem that is served by somebody else: the slots whose policy trusts
     /// it, as bits.
     filesystems: HashMap<MapData, u64, u64>,
+    mounted_devices: HashMap<MapData, u32, u8>,
     policies: ArrayOfMaps<MapData, Rules>,
     /// The maps in the slots, and the one that was replaced last. A program that looked a map up
     /// before it was replaced may still be using it.
@@ -190,6 +195,7 @@ impl Gates {
         Ok(Self {
             active,
             filesystems,
+            mounted_devices: take(&mut ebpf, "MOUNTED_DEVICES")?,
             policies: take(&mut ebpf, "POLICIES")?,
             verdicts_again: Some(duplicate(&ebpf, "VERDICTS")?),
             verdicts: take(&mut ebpf, "VERDICTS")?,
@@ -269,6 +275,21 @@ impl Gates {
         active
     }
 
+    /// Tells which block devices carry mounted filesystems, in the kernel's encoding.
+    ///
+    /// # Errors
+    /// If the map cannot be written; what it held before is then partly there.
+    pub fn set_mounted_devices(&mut self, devices: &BTreeSet<u32>) -> Result<(), GatesError> {
+        let known = self.mounted_devices.keys().collect::<Result<BTreeSet<_>, _>>()?;
+        for device in devices.difference(&known) {
+            self.mounted_devices.insert(device, 1, 0)?;
+        }
+        for device in known.difference(devices) {
+            self.mounted_devices.remove(device)?;
+        }
+        Ok(())
+    }
+
     /// What is in force.
     #[must_use]
     pub fn active(&self) -> Active {
@@ -317,9 +338,18 @@ impl Gates {
         Ok(())
     }
 
-    /// The hooks at which a program is attached.
-    pub fn attached(&self) -> impl Iterator<Item = Hook> {
-        self.attached.iter().map(|(hook, _)| *hook)
+    /// Whether a gate has programs, which those that the policy does not need have not.
+    #[must_use]
+    pub fn is_asked_for(&self, gate: Gate) -> bool {
+        self.hooks.iter().any(|hook| hook.gate == Some(gate))
+    }
+
+    /// Whether every program of a gate is attached.
+    #[must_use]
+    pub fn stands(&self, gate: Gate) -> bool {
+        let mut programs = self.hooks.iter().filter(|hook| hook.gate == Some(gate));
+        self.is_asked_for(gate)
+            && programs.all(|program| self.attached.iter().any(|(hook, _)| hook == program))
     }
 
     /// Whether every link is pinned.

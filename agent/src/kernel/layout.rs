@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use portcullis_common::Fields;
+use portcullis_common::{Fields, NO_ENUMERATOR};
 use thiserror::Error;
 
 use crate::kernel::btf::{Btf, BtfError};
@@ -55,7 +55,14 @@ impl Layout {
         let values = Fields::ENUMERATORS
             .iter()
             .map(|value| Ok((value.global, btf.enumerator(value.enumeration, value.enumerator)?)));
-        let mut globals = offsets.chain(values).collect::<Result<Vec<_>, BtfError>>()?;
+        let newer = Fields::NEWER_ENUMERATORS.iter().map(|value| {
+            match btf.enumerator(value.enumeration, value.enumerator) {
+                Err(BtfError::NoEnumerator { .. }) => Ok((value.global, NO_ENUMERATOR)),
+                found => Ok((value.global, found?)),
+            }
+        });
+        let mut globals =
+            offsets.chain(values).chain(newer).collect::<Result<Vec<_>, BtfError>>()?;
         let exec_check = btf.bit("linux_binprm", "is_check").ok();
         if let Some((byte, bit)) = exec_check {
             globals.push(("LINUX_BINPRM_IS_CHECK", byte));

@@ -7,5 +7,6 @@ pub mod facts;
 pub mod filesystems;
 pub mod gates;
 pub mod layout;
+pub mod mounts;
 pub mod pins;
 pub mod selftest;

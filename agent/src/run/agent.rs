@@ -31,7 +31,7 @@ use crate::{
         enrich::{Enricher, PolicyView, wall_time},
         human,
     },
-    kernel::{check::Check, facts, gates::Gates, pins::Pins, selftest},
+    kernel::{check::Check, facts, gates::Gates, mounts, pins::Pins, selftest},
     policy::{Policy, manifest},
     run::{RunError, Started, health::Health, preflight, reappraise, recorder::Recorder, system},
 };
@@ -64,6 +64,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         what: "listening at /run/portcullis/agent.sock",
         source,
     })?;
+    let mut mounts = watch_mounts().map_err(system("watching for filesystems that are mounted"))?;
     let mut log = watch(log).map_err(system("watching the programs' log"))?;
     let on = |kind| signal(kind).map_err(system("watching for signals"));
     let mut terminate = on(SignalKind::terminate())?;
@@ -99,6 +100,10 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 }
             }
             Some(told) = reappraised.recv() => agent.reappraised(told),
+            changed = mounts.ready_mut(Interest::PRIORITY) => {
+                changed.map_err(system("watching for filesystems that are mounted"))?.clear_ready();
+                agent.note_mounts();
+            }
             _ = proof.tick() => agent.prove(ring.get_mut())?,
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
@@ -116,6 +121,12 @@ fn watch<T: AsRawFd + AsFd>(ring: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: aya's ring owns its descriptor, gives the same one at every call (`AsFd` borrows it
     // from the object) and closes it when it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+}
+
+/// Is ready when a filesystem was mounted or unmounted.
+fn watch_mounts() -> io::Result<AsyncFd<std::fs::File>> {
+    // SAFETY: a file owns its descriptor and gives the same one at every call.
+    Ok(unsafe { AsyncFd::register_with_interest(mounts::changes()?, Interest::PRIORITY) }?)
 }
 
 struct Agent {
@@ -213,6 +224,13 @@ impl Agent {
         self.recorder.record_at(time, Body::Decision(Box::new(decision)));
     }
 
+    /// Tells the gates which devices carry filesystems now.
+    fn note_mounts(&mut self) {
+        if let Err(error) = self.gates.set_mounted_devices(&mounts::devices()) {
+            tracing::error!("mounted devices are not known to the gates: {error}");
+        }
+    }
+
     fn count_lost(&mut self) -> Result<(), RunError> {
         for gate in Gate::ALL {
             let now = self.gates.counter(*gate, Counter::Lost)?;
@@ -246,6 +264,8 @@ impl Agent {
         self.after_test(&test);
         self.take_checks(test.checks);
         self.take_checks(vec![facts::ftrace()]);
+        // Other mount namespaces tell nobody.
+        self.note_mounts();
         self.count_lost()
     }
 
@@ -365,9 +385,10 @@ impl Agent {
     }
 
     fn status(&self) -> Status {
-        let gates = Gate::ALL.iter().map(|gate| GateStatus {
+        let asked_for = Gate::ALL.iter().filter(|gate| self.gates.is_asked_for(**gate));
+        let gates = asked_for.map(|gate| GateStatus {
             gate: gate.word(),
-            attached: self.gates.attached().any(|hook| hook.gate == Some(*gate)),
+            attached: self.gates.stands(*gate),
             pinned: self.gates.is_pinned(),
             counters: Counter::ALL
                 .iter()

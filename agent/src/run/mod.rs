@@ -25,6 +25,7 @@ use crate::{
         facts,
         gates::{Gates, GatesError, Settings},
         layout::Layout,
+        mounts,
         pins::{self, Pins},
         selftest,
     },
@@ -195,6 +196,7 @@ fn start(
     let filled = gates.switch(&policy, Mode::Audit, &filling);
     filling.finish_and_clear();
     filled?;
+    gates.set_mounted_devices(&mounts::devices())?;
     gates.attach()?;
 
     // Gates of a predecessor may refuse what the self-test tries, so they must go first if there

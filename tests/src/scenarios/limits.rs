@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use rustix::{
-    mm::{MprotectFlags, mmap_anonymous, mprotect},
+    mm::mmap_anonymous,
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 
@@ -57,9 +57,7 @@ pub fn known() -> Result<()> {
     let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
     let result = (|| {
         still_works("L01", script_given_by_name()?)?;
-        still_works("L02", made_executable_later()?)?;
         still_works("L03", memory_without_a_file()?)?;
-        still_works("L04", module()?)?;
         still_works("L06", changed_while_mapped(&listed)?)?;
         still_works("L07", behind_the_merged_file(&lower, &merged)?)?;
         still_works("L20", exchanged_extents(&lab.join("donor"), &donor)?)
@@ -82,27 +80,11 @@ fn script_given_by_name() -> Result<Attempt> {
     crate::attack::exec(Command::new("/bin/sh").arg("/tmp/evil.sh"))
 }
 
-fn made_executable_later() -> Result<Attempt> {
-    let path = Path::new("/data/limits/evil");
-    install(path, &evil("mprotect")?)?;
-    let mapping = Mapping::new(&File::open(path)?, 4096, ProtFlags::READ, MapFlags::PRIVATE)?;
-    // SAFETY: of a mapping that is ours, and more permissive than before.
-    let changed =
-        unsafe { mprotect(mapping.address(), 4096, MprotectFlags::READ | MprotectFlags::EXEC) };
-    Ok(if changed.is_ok() { Attempt::Ran } else { Attempt::Refused })
-}
-
 fn memory_without_a_file() -> Result<Attempt> {
     let all = ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC;
     // SAFETY: a new mapping that is never touched and goes with the process.
     let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, all, MapFlags::PRIVATE) };
     Ok(if mapped.is_ok() { Attempt::Ran } else { Attempt::Refused })
-}
-
-fn module() -> Result<Attempt> {
-    let loaded = Command::new("/sbin/modprobe").arg("dummy").status()?.success();
-    let _ = Command::new("/bin/rmmod").arg("dummy").status();
-    Ok(if loaded { Attempt::Ran } else { Attempt::Refused })
 }
 
 fn changed_while_mapped(listed: &Path) -> Result<Attempt> {

@@ -2,10 +2,13 @@
 //! agent that it needs and leaves no gates behind.
 
 mod attacks_change;
+mod attacks_device;
 mod attacks_exec;
+mod attacks_kernel;
 mod attacks_library;
 mod attacks_memory;
 mod attacks_pinned;
+mod attacks_protection;
 mod attacks_served;
 mod attacks_write;
 mod attacks_writer;
@@ -33,6 +36,7 @@ use anyhow::{Result, ensure};
 use crate::agent::{Policy, text};
 
 pub use attacks_memory::map_for_reading;
+pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
 
 /// A scenario.
 pub struct Scenario {
@@ -82,6 +86,11 @@ pub const ALL: &[Scenario] = &[
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("reappraisal", reappraisal::notices),
+    usual("memory-protection", attacks_protection::of_files),
+    usual("memory-without-file", attacks_protection::of_no_file),
+    usual("kernel-modules", attacks_kernel::modules),
+    usual("kernel-intake", attacks_kernel::others),
+    usual("mounted-devices", attacks_device::mounted),
     usual("events-flood", events_stream::flood),
     usual("events-schema", events_stream::schema),
     usual("events-full-disk", events_stream::full_disk),
