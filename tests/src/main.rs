@@ -24,6 +24,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["run"] => init::run_and_finish(),
         ["bench", "exec"] => bench::exec(),
+        ["bench", "write"] => bench::write(),
+        ["bench", "churn"] => scenarios::million(),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),
         // For the host: name and machine of every scenario.

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements in guest instructions, which repeat where times do not.
+//! `cargo xtask bench`: measurements, mostly in guest instructions, which repeat where times do not.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -16,6 +16,10 @@ use crate::{
 pub enum Bench {
     /// What a start of a program costs: bare, in audit and in enforce mode, and the first time
     Exec(Args),
+    /// What opening, reading and writing of files costs: bare and in enforce mode
+    Write(Args),
+    /// What memory grows by a million opens for writing; in seconds of an emulated machine
+    Churn(Args),
 }
 
 #[derive(clap::Args)]
@@ -32,14 +36,18 @@ pub struct Args {
 }
 
 pub fn bench(bench: &Bench) -> Result<ExitCode> {
-    let Bench::Exec(args) = bench;
+    let (name, args) = match bench {
+        Bench::Exec(args) => ("exec", args),
+        Bench::Write(args) => ("write", args),
+        Bench::Churn(args) => ("churn", args),
+    };
     setup::setup(setup::For::Machines)?;
     let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
     let built = build::build()?;
-    let command = ["portcullis-guest", "bench", "exec"].map(str::to_owned);
+    let command = ["portcullis-guest", "bench", name].map(str::to_owned);
     let mut vm = Vm::new(&kernel, &built, &command);
-    vm.icount = true;
-    vm.timeout = Duration::from_secs(400);
+    vm.icount = !matches!(bench, Bench::Churn(_));
+    vm.timeout = Duration::from_secs(600);
     let (mut result, mut console) = (None, String::new());
     let ended = vm.run(|line| match line.strip_prefix("@@result ") {
         Some(found) => result = Some(found.to_owned()),
@@ -48,13 +56,20 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     let (Ended::Exited(0), Some(result)) = (ended, result) else {
         bail!("the measurement broke off ({ended:?}):\n{console}");
     };
-    let mut result: Value = serde_json::from_str(&result)?;
+    let measured: Value = serde_json::from_str(&result)?;
+    let mut result = measured.clone();
     result["kernel"] = json!(kernel.name);
-    result["unit"] = json!("guest instructions");
+    if vm.icount {
+        result["unit"] = json!("guest instructions");
+    }
     if args.json {
         println!("{result}");
     } else {
-        show(&result)?;
+        match bench {
+            Bench::Exec(_) => show(&result)?,
+            Bench::Write(_) => show_calls(&kernel.name, &measured)?,
+            Bench::Churn(_) => show_growth(&kernel.name, &measured),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,6 +102,31 @@ fn show(result: &Value) -> Result<()> {
         (cold / hash - 1.0) * 100.0
     );
     Ok(())
+}
+
+fn show_calls(kernel: &str, measured: &Value) -> Result<()> {
+    println!("Linux {kernel}, guest instructions for calls on files, 4096 bytes each:");
+    println!("{:<28}{:>12}{:>12}{:>10}{:>10}", "calls", "bare", "enforce", "", "");
+    for (name, costs) in measured.as_object().context("no result")? {
+        let number = |mode: &str| costs[mode].as_f64().with_context(|| format!("no {mode}"));
+        let (bare, enforce) = (number("bare")?, number("enforce")?);
+        let more = enforce - bare;
+        println!(
+            "{name:<28}{bare:>12.0}{enforce:>12.0}{more:>+10.0}{:>+9.2}%",
+            more / bare * 100.0
+        );
+    }
+    Ok(())
+}
+
+fn show_growth(kernel: &str, measured: &Value) {
+    println!(
+        "Linux {kernel}: {} opens for writing in {} s",
+        measured["opens_for_writing"], measured["seconds"]
+    );
+    for (what, at) in [("agent, resident", "agent_kib"), ("kernel, unreclaimable", "kernel_kib")] {
+        println!("{what:<28}{} KiB, then {} KiB", measured[at]["before"], measured[at]["after"]);
+    }
 }
 
 fn kernel_name(result: &Value) -> &str {

@@ -13,6 +13,7 @@ mod attacks_served;
 mod attacks_write;
 mod attacks_writer;
 mod bad_input;
+mod churn;
 mod events_stream;
 mod execve_check;
 mod kernel_checks;
@@ -37,6 +38,7 @@ use crate::agent::{Policy, text};
 
 pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
+pub use churn::million;
 
 /// A scenario.
 pub struct Scenario {
@@ -83,6 +85,7 @@ pub const ALL: &[Scenario] = &[
     usual("change-of-identity", attacks_writer::identity),
     on("xfs;", "change-by-clone", attacks_writer::clones),
     usual("change-of-held-pages", attacks_pinned::held_pages),
+    usual("churn", churn::scenario),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("reappraisal", reappraisal::notices),

@@ -1,6 +1,10 @@
 //! Measures in guest instructions: under QEMU's `icount` the guest's clock advances one nanosecond
 //! for each instruction, so that a clock reads as a counter.
 
+mod write;
+
+pub use write::write;
+
 use std::{
     ffi::{CStr, CString},
     fs,
@@ -62,13 +66,18 @@ fn start(program: &CStr) -> Result<()> {
 
 /// Instructions for one start, as the lower quartile of many.
 fn per_exec(program: &CStr) -> Result<u64> {
+    lower_quartile(|| start(program))
+}
+
+/// Instructions that `work` takes, as the lower quartile of many times.
+fn lower_quartile(mut work: impl FnMut() -> Result<()>) -> Result<u64> {
     for _ in 0..WARM_UP {
-        start(program)?;
+        work()?;
     }
     let mut costs = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
         let before = now();
-        start(program)?;
+        work()?;
         costs.push(now() - before);
     }
     costs.sort_unstable();
