@@ -14,9 +14,11 @@ use crate::command::{command, quietly, shown, text_of};
 /// The release, which is also that of the machine that everything is developed on.
 pub const RELEASE: &str = "bookworm";
 
-/// What a small industrial device could have installed, on top of the essential packages.
+/// What a small industrial device could have installed, on top of the essential packages; and what
+/// the audit soak works with: a compiler, a just-in-time compiler, containers.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,iproute2,iputils-ping,less,nano,cron,\
-    logrotate,openssh-server,python3-minimal,ca-certificates,e2fsprogs,file,psmisc,strace";
+    logrotate,openssh-server,python3-minimal,ca-certificates,e2fsprogs,file,psmisc,strace,\
+    tcc,libc6-dev,luajit,bubblewrap";
 
 /// Size of the disk. Most of it is empty and takes no room.
 const DISK_SIZE: u64 = 1500 << 20;

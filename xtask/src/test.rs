@@ -19,7 +19,7 @@ use crate::{
     command::{command, quietly, run, text_of},
     kernel::{Kernel, SERIES},
     root, setup,
-    vm::{Ended, Vm},
+    vm::{Ended, Rootfs, Vm},
 };
 
 #[derive(clap::Args)]
@@ -247,6 +247,7 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
             "usb" => vm.usb_stick = true,
             "share" => vm.share = true,
             "xfs" => vm.xfs_disk = true,
+            "debian" => vm.rootfs = Rootfs::Debian,
             other => bail!("a machine with {other} is not known"),
         }
     }

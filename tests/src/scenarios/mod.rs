@@ -23,6 +23,7 @@ mod policy_size;
 mod reappraisal;
 mod scan;
 mod soak;
+mod soak_debian;
 mod victim;
 
 use std::{
@@ -63,7 +64,7 @@ const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) 
 
 /// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
 /// `smp2` (two processors), `usb` (a stick with an ext4 filesystem), `share` (a folder of the host
-/// as 9p) and `xfs` (a second disk).
+/// as 9p), `xfs` (a second disk) and `debian` (a Debian userland instead of the small one).
 pub const ALL: &[Scenario] = &[
     usual("exec-unlisted", attacks_exec::unlisted),
     usual("exec-through-loader", attacks_exec::loader),
@@ -108,6 +109,7 @@ pub const ALL: &[Scenario] = &[
     usual("scan", scan::scan),
     usual("known-limits", limits::known),
     on("smp2;", "audit-soak", soak::audit),
+    on("debian;", "audit-soak-debian", soak_debian::audit),
     usual("doctor", kernel_checks::good_kernel),
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),
     on(";ima_hash=sha1", "doctor-with-sha1", kernel_checks::with_sha1),
