@@ -5,11 +5,13 @@
 //! compile time, because one side is compiled by another compiler than the other.
 #![no_std]
 
+mod device;
 mod event;
 mod layout;
 mod policy;
 mod verdict;
 
+pub use device::{VerifiedDevice, tables};
 pub use event::{
     ANCESTORS, Ancestor, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
 };

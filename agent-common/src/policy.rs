@@ -117,6 +117,10 @@ impl Choices {
     /// The policy marks at least one program with [`Kinds::INTERPRETER`].
     pub const INTERPRETERS: Self = Self(1 << 4);
 
+    /// Some rule denies a digest or marks a program, so that files are hashed even where their
+    /// filesystem is trusted as a whole.
+    pub const CONTENT_COUNTS: Self = Self(1 << 8);
+
     /// The choices of both sets.
     #[must_use]
     #[inline(always)]

@@ -141,6 +141,25 @@ impl VerdictWord {
     /// Set when the policy has a rule for the digest.
     const RULED: u64 = 1 << 10;
 
+    /// Set when the kinds come from trust in the filesystem, which must be asked for at each use.
+    const VERIFIED: u64 = 1 << 11;
+
+    /// The word for a file whose filesystem is trusted. `known` says whether the record's digest
+    /// is the content's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn verified(generation: u64, kinds: Kinds, known: bool) -> Self {
+        let known = if known { Self::KNOWN } else { 0 };
+        Self(generation << 16 | Self::VERIFIED | Self::RULED | known | kinds.0 as u64)
+    }
+
+    /// Whether it holds only as long as the filesystem is trusted.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_verified(self) -> bool {
+        self.0 & Self::VERIFIED != 0
+    }
+
     /// The word for a known digest under the policy of `generation`.
     #[must_use]
     #[inline(always)]

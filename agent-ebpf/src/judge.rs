@@ -3,10 +3,12 @@
 use aya_ebpf::helpers::generated::{bpf_ima_file_hash, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use portcullis_common::{
-    Active, Counter, DIGEST_LEN, Digest, Gate, Kinds, Outcome, Reason, Rule, Verdict, VerdictWord,
+    Active, Choices, Counter, DIGEST_LEN, Digest, Gate, Kinds, Outcome, Reason, Rule, Verdict,
+    VerdictWord,
 };
 
 use crate::{
+    devices::verified,
     instructions,
     layout::{
         File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem, inode_mode,
@@ -54,6 +56,7 @@ pub unsafe fn judge(hook: Hook, file: *const File, wanted: Kinds) -> i32 {
             if word.is_of(active.generation())
                 && inode_writers(inode) <= 0
                 && covers(hook.gate, word.kinds(), wanted, inode)
+                && (!word.is_verified() || still_verified(hook.gate, inode, active, wanted))
             {
                 return 0;
             }
@@ -71,6 +74,19 @@ unsafe fn covers(gate: Gate, kinds: Kinds, wanted: Kinds, inode: *const Inode) -
     kinds.intersects(wanted)
         // SAFETY: by the contract.
         || (kinds.intersects(Kinds::EXECUTABLE) && unsafe { is_own_mapping(gate, inode) })
+}
+
+/// Whether trust in the filesystem, from which a verdict was made, still holds.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+unsafe fn still_verified(gate: Gate, inode: *const Inode, active: Active, wanted: Kinds) -> bool {
+    // SAFETY: by the contract.
+    unsafe {
+        let own = if is_own_mapping(gate, inode) { Kinds::EXECUTABLE } else { Kinds::NONE };
+        verified(inode, active.generation(), wanted.union(own)).is_some()
+    }
 }
 
 /// Whether this is about a program's own segments, which the kernel maps as code during its exec,
@@ -105,7 +121,7 @@ unsafe fn judge_in_full(
     }
     // SAFETY: the contract of this function.
     unsafe {
-        let appraisal = appraise(hook, file, inode);
+        let appraisal = appraise(hook, file, inode, wanted);
         conclude(hook, file, inode, wanted, is_own_mapping, &appraisal)
     }
 }
@@ -141,11 +157,13 @@ unsafe fn conclude(
     let gate = hook.gate;
     let reason = match appraisal.reason {
         None if wanted.is_empty() => Reason::UnknownUse,
-        None if appraisal.word.kinds().intersects(wanted) => Reason::Listed,
-        None => appraisal.word.refusal(),
+        None if !appraisal.word.kinds().intersects(wanted) => appraisal.word.refusal(),
+        None if appraisal.word.is_verified() => Reason::VerifiedFilesystem,
+        None => Reason::Listed,
         Some(reason) => reason,
     };
-    let refused = reason as u8 != Reason::Listed as u8;
+    let refused =
+        reason as u8 != Reason::Listed as u8 && reason as u8 != Reason::VerifiedFilesystem as u8;
     let outcome = outcome(appraisal.active, refused);
     // The verdict stands; everything from here on only tells of it.
     count_outcome(gate, outcome, reason);
@@ -263,7 +281,7 @@ impl Appraisal {
 /// # Safety
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
-unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode) -> Appraisal {
+unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kinds) -> Appraisal {
     let mut appraisal = Appraisal::new(active());
     // SAFETY: the contract of this function.
     unsafe {
@@ -289,8 +307,13 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode) -> Appraisa
             return appraisal;
         }
 
+        let trusted = verified(inode, appraisal.active.generation(), wanted).is_some();
+        let mut has_digest = true;
         if known.is_known() {
             appraisal.digest = (*record).digest;
+            appraisal.cached = known.is_of(appraisal.active.generation());
+        } else if trusted && !appraisal.active.choices().contains(Choices::CONTENT_COUNTS) {
+            has_digest = false;
             appraisal.cached = known.is_of(appraisal.active.generation());
         } else if !hook.sleeps {
             appraisal.reason = Some(Reason::NotAppraised);
@@ -320,7 +343,7 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode) -> Appraisa
         // Hashing may have slept for seconds, so the policy is asked for only now.
         appraisal.active = active();
         let generation = appraisal.active.generation();
-        let rule = rule(generation, &appraisal.digest);
+        let rule = if has_digest { rule(generation, &appraisal.digest) } else { None };
         if is_untrusted_filesystem(inode_filesystem(inode), generation) {
             appraisal.reason = Some(Reason::Filesystem);
             return appraisal;
@@ -332,6 +355,19 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode) -> Appraisa
         }
         appraisal.word = VerdictWord::new(generation, rule);
         appraisal.rule = rule.unwrap_or_default();
+        let filesystem = verified(inode, generation, wanted);
+        if let Some(filesystem) = filesystem
+            && appraisal.rule.denied == 0
+            && !appraisal.rule.kinds.intersects(wanted)
+        {
+            let kinds = appraisal.rule.kinds.union(filesystem.kinds);
+            appraisal.word = VerdictWord::verified(generation, kinds, has_digest);
+            appraisal.rule = Rule { kinds, ..filesystem };
+        } else if !has_digest {
+            // The trust has ended since it was asked for, and nothing else is known.
+            appraisal.reason = Some(Reason::PolicyChanged);
+            return appraisal;
+        }
 
         // Looked up anew: a writer that came by has deleted the record.
         let record = VERDICTS.get_ptr_mut(inode);

@@ -47,7 +47,7 @@ pub struct Vma(c_void);
 /// # Safety
 /// `base` is a kernel pointer that the verifier tracks, and `offset` that of a member of type `T`.
 #[inline(always)]
-unsafe fn load<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
+pub unsafe fn load<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
     // SAFETY: by the contract. Volatile, because the size of the load must not change: the
     // verifier checks it against the member's type.
     unsafe { base.byte_add(offset.load() as usize).cast::<T>().read_volatile() }

@@ -7,6 +7,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod devices;
 mod exec;
 mod instructions;
 mod invalidation;

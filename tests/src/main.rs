@@ -4,6 +4,7 @@ mod agent;
 mod attack;
 mod bench;
 mod demo;
+mod dm;
 mod elf;
 mod events;
 mod init;
@@ -35,6 +36,12 @@ fn main() -> ExitCode {
             }
             return ExitCode::SUCCESS;
         }
+        // For the host too: a program that exits with a code.
+        ["write-program", code, salt, path] => code
+            .parse()
+            .map_err(anyhow::Error::from)
+            .and_then(|code| elf::program(code, salt.as_bytes()))
+            .and_then(|content| attack::install(path.as_ref(), &content)),
         ["scenario", names @ ..] => return scenarios::run(names),
         // What scenarios start as children of their own.
         ["map-for-reading", path] => return exit(scenarios::map_for_reading(path.as_ref())),

@@ -39,6 +39,8 @@ const MODULES: &[&str] = &[
     "xfs",
     "overlay",
     "loop",
+    "dm_mod",
+    "dm_verity",
     "squashfs",
     "vfat",
     "nls_cp437",

@@ -75,7 +75,7 @@ const COMPILER: [Package; 6] = [
     package("g++", For::Building, "links bpf-linker with that LLVM", None),
 ];
 
-const PACKAGES: [Package; 14] = [
+const PACKAGES: [Package; 15] = [
     package("gcc", For::Building, "links the binaries", Some("gcc")),
     package("libc6-dev", For::Building, "the static C library", None),
     package(QEMU, For::Machines, "runs real kernels, in software if need be", Some(EMULATOR)),
@@ -93,6 +93,12 @@ const PACKAGES: [Package; 14] = [
     package("e2fsprogs", For::Machines, "makes their disks", Some("mkfs.ext4")),
     package("xfsprogs", For::Machines, "makes a disk with shared blocks", Some("mkfs.xfs")),
     package("libc-bin", For::Machines, "finds the libraries that their programs need", Some("ldd")),
+    package(
+        "cryptsetup-bin",
+        For::Tests,
+        "makes an image that the kernel verifies as it is read",
+        Some("veritysetup"),
+    ),
     package("mmdebstrap", For::Demo, "makes the Debian root filesystem", Some("mmdebstrap")),
     package("debian-archive-keyring", For::Demo, "checks the packages that go into it", None),
 ];

@@ -119,6 +119,7 @@ struct Batch<'a> {
 fn scenarios(built: &Built, kernels: &[Kernel], only: &[String]) -> Result<usize> {
     let files = tempfile::tempdir_in(build::work_dir()?)?;
     attackers_files(files.path())?;
+    verified_image(built, &files.path().join("verified"))?;
     let batches = batches(built, kernels, only)?;
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);
@@ -161,6 +162,33 @@ fn attackers_files(folder: &Path) -> Result<()> {
             .arg(source("needs_evil.c"))
             .arg(&library),
     )?;
+    Ok(())
+}
+
+/// An image that the kernel can verify as it is read, with its hashes and its root hash.
+fn verified_image(built: &Built, folder: &Path) -> Result<()> {
+    let content = folder.join("content");
+    fs::create_dir_all(&content)?;
+    let (image, hashes) = (folder.join("image"), folder.join("hashes"));
+    let program = content.join("program");
+    quietly(Command::new(&built.guest).args(["write-program", "23", "verified"]).arg(program))?;
+    quietly(
+        command("/sbin/mkfs.ext4", ["-q", "-b", "4096", "-O", "^has_journal", "-d"])
+            .arg(&content)
+            .arg(&image)
+            .arg("2M"),
+    )?;
+    let output = quietly(
+        command("/sbin/veritysetup", ["format", "--hash", "sha256"]).arg(&image).arg(&hashes),
+    )?;
+    let text = String::from_utf8(output.stdout)?;
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map(str::trim).with_context(|| format!("veritysetup names no {name}"))
+    };
+    // What the guest makes the device from.
+    fs::write(folder.join("root"), value("Root hash:")?)?;
+    fs::write(folder.join("salt"), value("Salt:")?)?;
     Ok(())
 }
 

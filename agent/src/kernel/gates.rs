@@ -20,7 +20,7 @@ use portcullis_common::{Active, Counter, Digest, Gate, Mode, Rule, SLOTS, Verdic
 use thiserror::Error;
 
 use crate::{
-    kernel::{active::ActiveWord, filesystems, layout::Layout, pins::Pins},
+    kernel::{active::ActiveWord, devices::Devices, filesystems, layout::Layout, pins::Pins},
     policy::Policy,
 };
 
@@ -84,6 +84,12 @@ pub enum GatesError {
     /// The object lacks something; the build is broken.
     #[error("the compiled programs lack `{0}`")]
     Missing(&'static str),
+    /// Trust in verified filesystems cannot be kept right.
+    #[error(
+        "the policy lists the root hash of a filesystem, and this kernel has no place to watch its \
+         device; remove [[filesystem]] verity from the policy and list digests"
+    )]
+    NoWatch,
     /// The word that switches policies could not be mapped.
     #[error("mapping the policy switch failed: {0}")]
     Switch(#[from] rustix::io::Errno),
@@ -123,6 +129,8 @@ pub struct Settings {
     pub max_hashed_bytes: u64,
     /// Device number of memfds in the kernel's encoding.
     pub memfd_device: u32,
+    /// Whether the policy trusts verified filesystems, so that devices have to be watched.
+    pub watch_devices: bool,
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
@@ -154,6 +162,8 @@ pub struct Gates {
     /// The same for another thread; until it is taken.
     verdicts_again: Option<InodeStorage<MapData, Verdict>>,
     counters: Array<MapData, u64>,
+    /// What watches the devices of verified filesystems, if the policy trusts any.
+    pub(super) devices: Option<Devices>,
 }
 
 impl Gates {
@@ -184,6 +194,14 @@ impl Gates {
             let refused = |source| program_error(*hook, source);
             program(&mut ebpf, *hook)?.load(hook.hook, &btf).map_err(refused)?;
         }
+        let devices = if !settings.watch_devices {
+            None
+        } else if layout.can_watch_devices {
+            Some(Devices::load(&mut ebpf, &btf)?)
+        } else {
+            return Err(GatesError::NoWatch);
+        };
+        drop(btf);
         let Some(Map::Array(active)) = ebpf.map("ACTIVE") else {
             return Err(GatesError::Missing("ACTIVE"));
         };
@@ -203,6 +221,7 @@ impl Gates {
             rules: [None, None],
             retired: None,
             attached: Vec::new(),
+            devices,
             hooks,
             ebpf,
         })
@@ -261,6 +280,9 @@ impl Gates {
             let own = u64::from(policy.trusted_filesystems.contains(&magic)) << slot;
             self.filesystems.insert(magic, others | own, 0)?;
         }
+        if let Some(devices) = &mut self.devices {
+            devices.prepare(generation, &policy.verified_filesystems)?;
+        }
         self.policies.set(slot, &rules, 0)?;
         self.retired = self.rules[slot as usize].replace(rules);
         let active = Active::new(generation, mode, policy.choices);
@@ -302,6 +324,9 @@ impl Gates {
     /// If the kernel refuses.
     pub fn attach(&mut self) -> Result<(), GatesError> {
         let mut attached = Vec::new();
+        if let Some(devices) = &mut self.devices {
+            devices.attach(&mut self.ebpf)?;
+        }
         for hook in self.hooks.clone() {
             let refused = |source| program_error(hook, source);
             let program = program(&mut self.ebpf, hook)?;
@@ -335,6 +360,9 @@ impl Gates {
             }
         }
         self.attached = pinned;
+        if let Some(devices) = &mut self.devices {
+            devices.pin(pins)?;
+        }
         Ok(())
     }
 

@@ -5,7 +5,10 @@ use std::{fs, io, path::Path};
 use portcullis_common::{Fields, NO_ENUMERATOR};
 use thiserror::Error;
 
-use crate::kernel::btf::{Btf, BtfError};
+use crate::kernel::{
+    btf::{Btf, BtfError},
+    devices::WATCHES,
+};
 
 /// Where the kernel gives its own type information (from 5.4, with `CONFIG_DEBUG_INFO_BTF`).
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -26,6 +29,8 @@ pub enum LayoutError {
 pub struct Layout {
     /// Name and value of each global.
     globals: Vec<(&'static str, u32)>,
+    /// Whether there is what the programs need that watch the device mapper's devices (from 5.11).
+    pub can_watch_devices: bool,
     /// Whether the LSM hook `file_truncate` exists (from 6.2).
     pub has_file_truncate: bool,
     /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
@@ -68,8 +73,11 @@ impl Layout {
             globals.push(("LINUX_BINPRM_IS_CHECK", byte));
             globals.push(("LINUX_BINPRM_IS_CHECK_BIT", bit));
         }
+        let devices = device_fields(&btf);
+        globals.extend(devices.iter().flatten());
         Ok(Self {
             globals,
+            can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
             has_ima: btf.has_function("ima_file_check"),
@@ -83,4 +91,21 @@ impl Layout {
     pub fn globals(&self) -> impl Iterator<Item = (&'static str, &u32)> {
         self.globals.iter().map(|(name, value)| (*name, value))
     }
+}
+
+/// What the programs read of disks, if the functions are there that they are called from.
+fn device_fields(btf: &Btf<'_>) -> Option<Vec<(&'static str, u32)>> {
+    const FIELDS: [(&str, &str, &str); 4] = [
+        ("GENDISK_PART0", "gendisk", "part0"),
+        ("GENDISK_DISK_NAME", "gendisk", "disk_name"),
+        ("BLOCK_DEVICE_BD_DEV", "block_device", "bd_dev"),
+        ("BLOCK_DEVICE_BD_NR_SECTORS", "block_device", "bd_nr_sectors"),
+    ];
+    if !WATCHES.iter().all(|watch| btf.has_function(watch.function)) {
+        return None;
+    }
+    let fields = FIELDS
+        .iter()
+        .map(|(global, structure, member)| Some((*global, btf.offset(structure, member).ok()?)));
+    fields.collect()
 }

@@ -3,6 +3,8 @@
 pub mod active;
 pub mod btf;
 pub mod check;
+pub mod devices;
+pub mod dm;
 pub mod facts;
 pub mod filesystems;
 pub mod gates;
@@ -10,3 +12,4 @@ pub mod layout;
 pub mod mounts;
 pub mod pins;
 pub mod selftest;
+pub mod verity;

@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use portcullis_common::{Choices, Digest, Kinds, Mode, Rule};
 
 use diagnostic::{Diagnostic, Diagnostics, Text};
-use source::Source;
+use source::{Source, VerifiedFilesystem};
 
 /// The largest policy file or manifest that is read, in bytes: about two million entries.
 const MAX_FILE: u64 = 256 << 20;
@@ -36,6 +36,8 @@ pub struct Policy {
     /// Kinds of filesystem that are trusted although somebody else serves their content, by magic
     /// number.
     pub trusted_filesystems: Vec<u64>,
+    /// Filesystems that are trusted as a whole, because they are verified as they are read.
+    pub verified_filesystems: Vec<VerifiedFilesystem>,
     /// What it chooses besides rules.
     pub choices: Choices,
 }
@@ -105,6 +107,10 @@ impl Policy {
         if rules.iter().any(|(_, rule)| rule.kinds.intersects(Kinds::INTERPRETER)) {
             choices = choices.union(Choices::INTERPRETERS);
         }
+        let counts = |rule: &Rule| rule.denied == 1 || rule.kinds.intersects(Kinds::MARKS);
+        if rules.iter().any(|(_, rule)| counts(rule)) {
+            choices = choices.union(Choices::CONTENT_COUNTS);
+        }
         Ok(Self {
             name: source.name,
             version: source.version,
@@ -112,6 +118,7 @@ impl Policy {
             sources,
             rules,
             trusted_filesystems: source.trusted_filesystems,
+            verified_filesystems: source.verified_filesystems,
             choices,
         })
     }
@@ -126,14 +133,15 @@ impl Policy {
             sources: Vec::new(),
             rules: Vec::new(),
             trusted_filesystems: Vec::new(),
+            verified_filesystems: Vec::new(),
             choices: Choices::NONE,
         }
     }
 
-    /// Whether no digest is allowed, so that enforcing it would stop everything.
+    /// Whether nothing is allowed, so that enforcing it would stop everything.
     #[must_use]
     pub fn allows_nothing(&self) -> bool {
-        self.rules.iter().all(|(_, rule)| rule.denied == 1)
+        self.verified_filesystems.is_empty() && self.rules.iter().all(|(_, rule)| rule.denied == 1)
     }
 
     /// The rule for a digest.

@@ -1,5 +1,7 @@
 //! The policy file as operators write it (TOML).
 
+mod filesystem;
+
 use std::path::{Path, PathBuf};
 
 use portcullis_common::{Choices, Digest, Kinds, Mode};
@@ -8,9 +10,11 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+use filesystem::Trusted;
+pub use filesystem::VerifiedFilesystem;
+
 use crate::{
     artifact::digest,
-    kernel::filesystems,
     policy::diagnostic::{Diagnostic, Diagnostics, Text, closest},
 };
 
@@ -32,6 +36,8 @@ pub struct Source {
     /// Kinds of filesystem that are trusted although somebody else serves their content, by magic
     /// number.
     pub trusted_filesystems: Vec<u64>,
+    /// Filesystems that are trusted as a whole, because they are verified as they are read.
+    pub verified_filesystems: Vec<VerifiedFilesystem>,
     /// What it chooses besides rules.
     pub choices: Choices,
 }
@@ -78,7 +84,6 @@ const TOP_KEYS: [&str; 9] = [
     "allow",
     "deny",
 ];
-const FILESYSTEM_KEYS: [&str; 2] = ["type", "comment"];
 const ALLOW_KEYS: [&str; 4] = ["digest", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
 const INCLUDE_KEYS: [&str; 2] = ["path", "kinds"];
@@ -156,6 +161,13 @@ impl Reader<'_> {
         let deny = get("deny").map(|value| self.list(value, "[[deny]]", Self::deny));
         let filesystems =
             get("filesystem").map(|value| self.list(value, "[[filesystem]]", Self::filesystem));
+        let (mut served, mut verified) = (Vec::new(), Vec::new());
+        for trusted in filesystems.unwrap_or_default() {
+            match trusted {
+                Trusted::Served(magic) => served.push(magic),
+                Trusted::Verified(filesystem) => verified.push(filesystem),
+            }
+        }
         let mut choices = Choices::NONE;
         for (key, known) in
             [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
@@ -174,7 +186,8 @@ impl Reader<'_> {
             include: include.unwrap_or_default(),
             allow: allow.unwrap_or_default(),
             deny: deny.unwrap_or_default(),
-            trusted_filesystems: filesystems.unwrap_or_default(),
+            trusted_filesystems: served,
+            verified_filesystems: verified,
             choices,
         }
     }
@@ -337,31 +350,6 @@ impl Reader<'_> {
         self.comments(table);
         let (digest, line) = digest?;
         Some(Deny { digest, line })
-    }
-
-    /// A kind of filesystem that the policy trusts, by its magic number.
-    fn filesystem(&mut self, value: &Value<'_>) -> Option<u64> {
-        let table = self.table(value, &FILESYSTEM_KEYS, "[[filesystem]]")?;
-        self.comments(table);
-        let Some(name) = table.get("type") else {
-            self.report_help(
-                value.span().start,
-                "`type` is missing in [[filesystem]]",
-                "add the kind that is to be trusted, such as type = \"nfs\"",
-            );
-            return None;
-        };
-        let known = filesystems::UNTRUSTED.iter().map(|one| (one.name, one.magic));
-        let written = name.get_ref().as_str().unwrap_or_default();
-        if filesystems::is_local(written) {
-            self.report_help(
-                name.span().start,
-                format!("filesystem \"{written}\" is judged by content and needs no trust"),
-                "remove this [[filesystem]]",
-            );
-            return None;
-        }
-        self.word(name, "filesystem", known)
     }
 
     fn include(&mut self, value: &Value<'_>) -> Option<Include> {

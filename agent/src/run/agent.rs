@@ -103,6 +103,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
             changed = mounts.ready_mut(Interest::PRIORITY) => {
                 changed.map_err(system("watching for filesystems that are mounted"))?.clear_ready();
                 agent.note_mounts();
+                agent.refresh_devices()?;
             }
             _ = proof.tick() => agent.prove(ring.get_mut())?,
             _ = terminate.recv() => break "SIGTERM",
@@ -133,6 +134,8 @@ struct Agent {
     gates: Gates,
     pins: Option<Pins>,
     view: PolicyView,
+    /// Whether the policy trusts verified filesystems.
+    trusts_filesystems: bool,
     digests: usize,
     recorder: Recorder,
     enricher: Enricher,
@@ -163,6 +166,7 @@ impl Agent {
             gates,
             pins,
             view,
+            trusts_filesystems: !policy.verified_filesystems.is_empty(),
             digests: policy.rules.len(),
             recorder,
             enricher: Enricher::default(),
@@ -248,6 +252,13 @@ impl Agent {
         }
     }
 
+    /// Looks anew which mounted filesystems are verified against a root hash of the policy.
+    fn refresh_devices(&mut self) -> Result<(), RunError> {
+        let check = self.gates.refresh_devices()?;
+        self.take_checks(check.into_iter().collect());
+        Ok(())
+    }
+
     /// Takes in what the pass over what runs has found.
     fn reappraised(&mut self, told: reappraise::Told) {
         let (body, check) = self.findings.take(told);
@@ -266,6 +277,7 @@ impl Agent {
         self.take_checks(vec![facts::ftrace()]);
         // Other mount namespaces tell nobody.
         self.note_mounts();
+        self.refresh_devices()?;
         self.count_lost()
     }
 
@@ -331,14 +343,16 @@ impl Agent {
     fn set_mode(&mut self, mode: Mode, in_use: Option<Vec<preflight::InUse>>) -> Answer {
         let refuse = |message: String| Answer::Refused(Refusal { code: 1, message });
         if mode == Mode::Enforce {
-            if self.digests == 0 {
+            if self.digests == 0 && !self.trusts_filesystems {
                 return refuse(
                     "the policy lists no digest, so enforcing it would stop everything".into(),
                 );
             }
-            let refused = preflight::refused(in_use.unwrap_or_default(), |digest| {
-                self.gates.rule(digest).ok().flatten()
-            });
+            let refused = preflight::refused(
+                in_use.unwrap_or_default(),
+                |digest| self.gates.rule(digest).ok().flatten(),
+                |device| self.gates.verified_kinds(device),
+            );
             if !refused.is_empty() {
                 return Answer::Refused(preflight_refusal(&refused));
             }

@@ -10,12 +10,13 @@ pub mod recorder;
 pub mod sink;
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use indicatif::ProgressBar;
-use portcullis_common::Mode;
+use portcullis_common::{Kinds, Mode};
 use thiserror::Error;
 
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
         layout::Layout,
         mounts,
         pins::{self, Pins},
-        selftest,
+        selftest, verity,
     },
     policy::{Policy, diagnostic::Diagnostics},
 };
@@ -173,7 +174,12 @@ fn start(
     })?;
     let lock = Lock::take(Path::new(lock::RUNTIME))?;
     if mode == Mode::Enforce && !options.skip_preflight {
-        let refused = preflight::refused(preflight::in_use(), |digest| policy.rule(digest));
+        let verified = verified_kinds(&policy);
+        let refused = preflight::refused(
+            preflight::in_use(),
+            |digest| policy.rule(digest),
+            |device| verified.get(&device).copied().unwrap_or_default(),
+        );
         if !refused.is_empty() {
             return Err(RunError::Preflight(refused));
         }
@@ -187,6 +193,7 @@ fn start(
     let settings = Settings {
         max_hashed_bytes: MAX_HASHED_BYTES,
         memfd_device: selftest::memfd_device().map_err(system("making a memfd"))?,
+        watch_devices: !policy.verified_filesystems.is_empty(),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;
@@ -204,6 +211,8 @@ fn start(
     let pins = pin(&mut gates, &mut checks);
     let predecessors = pins.as_ref().map_or(Ok(Vec::new()), Pins::predecessors);
     let predecessors = predecessors.map_err(system("looking for an earlier agent's gates"))?;
+    gates.adopt_devices(&predecessors)?;
+    checks.extend(gates.refresh_devices()?);
     let test = if predecessors.is_empty() {
         let test = prove(&mut gates, &mut ring);
         gates.set_mode(mode);
@@ -237,6 +246,22 @@ fn start(
         reappraise: options.reappraise,
         _lock: lock,
     })
+}
+
+/// What the policy would let files be used as because their device is verified, by device.
+fn verified_kinds(policy: &Policy) -> HashMap<u64, Kinds> {
+    let listed = &policy.verified_filesystems;
+    if listed.is_empty() {
+        return HashMap::new();
+    }
+    let found = verity::mounted(|root| listed.iter().any(|one| one.root == *root));
+    // What cannot be looked at is judged by its content, here as later.
+    let found = found.map(|found| found.verified).unwrap_or_default();
+    let kinds = |root| {
+        let same = listed.iter().filter(|one| one.root == root);
+        same.fold(Kinds::NONE, |kinds, one| kinds.union(one.kinds))
+    };
+    found.iter().map(|one| (one.device, kinds(one.root))).collect()
 }
 
 /// Pins the programs. That they cannot be pinned is a gap with a name, not a reason to have no

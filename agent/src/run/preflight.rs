@@ -23,6 +23,8 @@ pub struct InUse {
     pub kind: Kinds,
     /// Its digest, if it could be made.
     pub digest: Option<Digest>,
+    /// The device that it lies on, as system calls number it.
+    pub device: u64,
     /// Who uses it.
     pub used_by: String,
 }
@@ -36,13 +38,17 @@ impl std::fmt::Display for InUse {
     }
 }
 
-/// Those of `in_use` that the gates would refuse by `rule`.
-pub fn refused(in_use: Vec<InUse>, rule: impl Fn(&Digest) -> Option<Rule>) -> Vec<InUse> {
-    let allows = |one: &InUse| {
-        one.digest
-            .as_ref()
-            .and_then(&rule)
-            .is_some_and(|rule| rule.denied == 0 && rule.kinds.intersects(one.kind))
+/// Those of `in_use` that the gates would refuse by `rule`, and that do not lie on a device whose
+/// files may be used as what `verified` says.
+pub fn refused(
+    in_use: Vec<InUse>,
+    rule: impl Fn(&Digest) -> Option<Rule>,
+    verified: impl Fn(u64) -> Kinds,
+) -> Vec<InUse> {
+    let allows = |one: &InUse| match one.digest.as_ref().and_then(&rule) {
+        Some(rule) if rule.denied == 1 => false,
+        Some(rule) if rule.kinds.intersects(one.kind) => true,
+        _ => verified(one.device).intersects(one.kind),
     };
     in_use.into_iter().filter(|one| !allows(one)).collect()
 }
@@ -115,6 +121,7 @@ impl Search {
             path: shown.to_owned(),
             kind,
             digest: digest.ok(),
+            device: metadata.dev(),
             used_by: used_by.to_owned(),
         });
     }
@@ -155,7 +162,7 @@ mod tests {
 
     #[test]
     fn an_empty_policy_would_stop_this_very_process() {
-        let refused = refused(in_use(), |_| None);
+        let refused = refused(in_use(), |_| None, |_| Kinds::NONE);
         let own = fs::read_link("/proc/self/exe").expect("own binary");
         assert!(
             refused.iter().any(|one| one.path == own && one.kind == Kinds::EXECUTABLE),
@@ -166,7 +173,13 @@ mod tests {
     #[test]
     fn a_policy_that_lists_everything_stops_nothing() {
         let everything = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
-        let refused = refused(in_use(), |_| Some(Rule { kinds: everything, ..Rule::default() }));
+        let refused = refused(
+            in_use(),
+            |_| Some(Rule { kinds: everything, ..Rule::default() }),
+            |_| Kinds::NONE,
+        );
+        assert_eq!(refused, []);
+        let refused = super::refused(in_use(), |_| None, |_| everything);
         assert_eq!(refused, []);
     }
 

@@ -24,6 +24,7 @@ mod reappraisal;
 mod scan;
 mod soak;
 mod soak_debian;
+mod verified;
 mod victim;
 
 use std::{
@@ -89,6 +90,8 @@ pub const ALL: &[Scenario] = &[
     usual("churn", churn::scenario),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
+    usual("verified-filesystem", verified::filesystem),
+    usual("verified-filesystem-attacks", verified::attacks),
     usual("reappraisal", reappraisal::notices),
     usual("memory-protection", attacks_protection::of_files),
     usual("memory-without-file", attacks_protection::of_no_file),

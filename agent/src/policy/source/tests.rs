@@ -30,6 +30,32 @@ fn mistakes(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn verified_filesystems_are_listed_by_root_hash() {
+    let head = "name = \"p\"\nversion = 1\nmode = \"audit\"\n[[filesystem]]\n";
+    let parse = |rest: &str| {
+        Source::parse(Path::new("p.toml"), &format!("{head}{rest}\n"))
+            .map_err(|found| found.to_string())
+    };
+    let root = "5a".repeat(32);
+    let source = parse(&format!("verity = \"{root}\"")).expect("good");
+    let listed = source.verified_filesystems[0];
+    assert_eq!((listed.root, listed.line), ([0x5a; 32], 5));
+    assert!(listed.kinds.intersects(Kinds::SCRIPT) && !listed.kinds.intersects(Kinds::FIRMWARE));
+    let source = parse(&format!("verity = \"{root}\"\nkinds = [\"library\"]")).expect("good");
+    assert_eq!(source.verified_filesystems[0].kinds, Kinds::LIBRARY);
+    for (wrong, said) in [
+        (format!("verity = \"{root}\"\ntype = \"nfs\""), "write two"),
+        ("verity = \"abcd\"".into(), "veritysetup format"),
+        (format!("verity = \"{root}\"\nkinds = [\"jit\"]"), "mark single programs"),
+        ("type = \"nfs\"\nkinds = [\"library\"]".into(), "goes with `verity` only"),
+        (String::new(), "verity = "),
+    ] {
+        let found = parse(&wrong).expect_err(&wrong);
+        assert!(found.contains(said), "{found}");
+    }
+}
+
+#[test]
 fn reads_a_whole_policy() {
     let source = Source::parse(Path::new("p.toml"), GOOD).expect("good");
     assert_eq!((source.name.as_str(), source.version), ("plant-7", 3));
@@ -120,7 +146,7 @@ comment = "which?"
          [[filesystem]]",
         "p.toml:12:8: unknown filesystem \"nsf\"; did you mean \"nfs\"?",
         "p.toml:14:1: `type` is missing in [[filesystem]]; add the kind that is to be trusted, such \
-         as type = \"nfs\"",
+         as type = \"nfs\", or the root hash of an image, as veritysetup prints it: verity = \"…\"",
     ];
     assert_eq!(mistakes(text), expected);
 }

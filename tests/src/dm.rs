@@ -1,0 +1,114 @@
+//! Devices of the device mapper, made as an attacker with root would make them
+//! (include/uapi/linux/dm-ioctl.h).
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use rustix::fs::minor;
+
+const HEADER: usize = 312;
+const SPEC: usize = 40;
+const FLAGS: usize = 28;
+const DEVICE: usize = 40;
+
+const CREATE: u64 = 3;
+const REMOVE: u64 = 4;
+const SUSPEND: u64 = 6;
+const LOAD: u64 = 9;
+
+const READONLY: u32 = 1;
+const SUSPENDED: u32 = 1 << 1;
+
+/// A device.
+pub struct Mapped {
+    name: String,
+    device: u64,
+}
+
+impl Mapped {
+    /// Makes a device with its first table.
+    pub fn new(name: &str, table: &Table) -> Result<Self> {
+        let (device, _) = call(CREATE, name, 0, None)?;
+        let mapped = Self { name: name.into(), device };
+        mapped.exchange(table)?;
+        Ok(mapped)
+    }
+
+    /// Gives it another table, whatever lies on it.
+    pub fn exchange(&self, table: &Table) -> Result<()> {
+        call(LOAD, &self.name, if table.read_only { READONLY } else { 0 }, Some(table))?;
+        call(SUSPEND, &self.name, SUSPENDED, None)?;
+        call(SUSPEND, &self.name, 0, None)?;
+        Ok(())
+    }
+
+    /// The device's node.
+    pub fn node(&self) -> PathBuf {
+        format!("/dev/dm-{}", minor(self.device)).into()
+    }
+
+    /// Removes it; the next device gets its number.
+    pub fn remove(self) -> Result<()> {
+        call(REMOVE, &self.name, 0, None).map(drop)
+    }
+}
+
+/// A table of one target.
+pub struct Table {
+    target: &'static str,
+    sectors: u64,
+    parameters: String,
+    read_only: bool,
+}
+
+impl Table {
+    /// A device as it is.
+    pub fn linear(sectors: u64, device: &str) -> Self {
+        Self { target: "linear", sectors, parameters: format!("{device} 0"), read_only: true }
+    }
+
+    /// A device that is verified; `options` with their count in front.
+    pub fn verity(
+        sectors: u64,
+        data: &str,
+        hashes: &str,
+        (root, salt): (&str, &str),
+        options: &str,
+    ) -> Self {
+        let blocks = sectors / 8;
+        let parameters =
+            format!("1 {data} {hashes} 4096 4096 {blocks} 1 sha256 {root} {salt}{options}");
+        Self { target: "verity", sectors, parameters, read_only: true }
+    }
+}
+
+/// Asks the device mapper, and returns the number of the device.
+fn call(request: u64, name: &str, flags: u32, table: Option<&Table>) -> Result<(u64, Vec<u8>)> {
+    let control: File = OpenOptions::new().read(true).write(true).open("/dev/mapper/control")?;
+    let mut buffer = vec![0u8; 4096];
+    let mut put = |at: usize, bytes: &[u8]| buffer[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &4u32.to_ne_bytes());
+    put(12, &4096u32.to_ne_bytes());
+    put(16, &u32::try_from(HEADER)?.to_ne_bytes());
+    put(20, &u32::from(table.is_some()).to_ne_bytes());
+    put(FLAGS, &flags.to_ne_bytes());
+    put(48, name.as_bytes());
+    if let Some(table) = table {
+        put(HEADER + 8, &table.sectors.to_ne_bytes());
+        put(HEADER + 24, table.target.as_bytes());
+        put(HEADER + SPEC, table.parameters.as_bytes());
+    }
+    let request = libc::Ioctl::try_from(3 << 30 | (HEADER as u64) << 16 | 0xfd << 8 | request)?;
+    // SAFETY: the kernel reads and writes at most the size that the buffer says and has.
+    if unsafe { libc::ioctl(control.as_raw_fd(), request, buffer.as_mut_ptr()) } != 0 {
+        let error = io::Error::last_os_error();
+        return Err(error).with_context(|| format!("device mapper request {request:#x} of {name}"));
+    }
+    let device = u64::from_ne_bytes(buffer[DEVICE..DEVICE + 8].try_into()?);
+    Ok((device, buffer))
+}
