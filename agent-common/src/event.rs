@@ -81,8 +81,11 @@ pub struct EventHeader {
     pub cached: u8,
     /// 1 if the mode was enforce, 0 if audit.
     pub enforces: u8,
+    /// 0 if the path is one; 1 if it is the names of the file and of the folders above it up to the
+    /// root of its filesystem, in rooms of [`Event::NAME_ROOM`] bytes, each with a zero after it.
+    pub names: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
     /// Name of the task that made the attempt, before any exec takes effect, zero-padded.
     pub comm: [u8; COMM_LEN],
     /// Its parent first.
@@ -113,4 +116,9 @@ pub struct Event<const PATH: usize> {
     pub header: EventHeader,
     /// The path and its terminating zero; what follows is undefined.
     pub path: [u8; PATH],
+}
+
+impl<const PATH: usize> Event<PATH> {
+    /// Room for each name where the path is made of names: few short ones, or more of any length.
+    pub const NAME_ROOM: usize = if PATH == PATH_LONG { 256 } else { 32 };
 }

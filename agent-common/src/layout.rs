@@ -53,6 +53,9 @@ macro_rules! for_each_kernel_field {
                 SUPER_BLOCK_S_MAGIC = super_block . s_magic;
                 PATH_DENTRY = path . dentry;
                 DENTRY_D_INODE = dentry . d_inode;
+                DENTRY_D_PARENT = dentry . d_parent;
+                DENTRY_D_NAME = dentry . d_name;
+                QSTR_NAME = qstr . name;
                 TASK_STRUCT_TGID = task_struct . tgid;
                 TASK_STRUCT_COMM = task_struct . comm;
                 TASK_STRUCT_REAL_PARENT = task_struct . real_parent;

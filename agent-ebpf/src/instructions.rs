@@ -7,6 +7,8 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 
+use crate::layout::TASKS_ARE_COPIED;
+
 /// Adds `amount` to `*number`.
 ///
 /// # Safety
@@ -70,6 +72,10 @@ pub unsafe fn set_if_zero(word: *mut u64, new: u64) -> u64 {
 /// difference of two pointers is a number that it knows nothing about.
 #[inline(always)]
 pub fn is_null<T>(argument: *const T) -> bool {
+    // Kernels without the one helper are much older than that.
+    if TASKS_ARE_COPIED.load() != 0 {
+        return argument.is_null();
+    }
     // SAFETY: the helpers have no precondition; both give the same pointer, one as a number.
     let (task, address) = unsafe { (bpf_get_current_task_btf(), bpf_get_current_task()) };
     let mut number = argument as u64;
@@ -83,6 +89,32 @@ pub fn is_null<T>(argument: *const T) -> bool {
         );
     }
     number.wrapping_add(address) == 0
+}
+
+/// The same number, of which the verifier knows nothing any more: it would follow every value that
+/// it knows on to the end of the program, which 5.10 gives up.
+#[inline(always)]
+pub fn any(number: u64) -> u64 {
+    let mut same = number;
+    // SAFETY: changes nothing but registers. Call 5 is `bpf_ktime_get_ns`, whose result is any
+    // number to the verifier, and so is that number exclusive-or itself.
+    unsafe {
+        asm!(
+            "call 5",
+            "r1 = r0",
+            "r0 ^= r1",
+            "{same} += r0",
+            same = inout(reg) same,
+            out("r0") _,
+            out("r1") _,
+            out("r2") _,
+            out("r3") _,
+            out("r4") _,
+            out("r5") _,
+            options(nostack, nomem),
+        );
+    }
+    same
 }
 
 /// `-EPERM` if `refuse`, else 0: what a gate returns.

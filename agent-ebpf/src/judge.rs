@@ -29,7 +29,8 @@ const REGULAR_FILE: u16 = 0o100_000;
 #[derive(Clone, Copy)]
 pub struct Hook {
     pub gate: Gate,
-    /// Whether the program is sleepable, so that it can hash and knows paths.
+    /// Whether the program is sleepable, so that it can hash and knows paths. Otherwise it looks up
+    /// what was worked out before.
     pub sleeps: bool,
 }
 
@@ -171,6 +172,7 @@ unsafe fn conclude(
         // SAFETY: the contract of this function.
         unsafe { note_program(inode, appraisal) };
     }
+    let denies = instructions::any(u64::from(outcome as u8 == Outcome::Deny as u8)) != 0;
     // In audit mode a program that the exec gate has just reported goes on to be mapped.
     let is_told = is_own_mapping && appraisal.cached && outcome as u8 == Outcome::WouldDeny as u8;
     if !is_told {
@@ -178,7 +180,7 @@ unsafe fn conclude(
         // SAFETY: the contract of this function.
         unsafe { report(&told, file, inode) };
     }
-    instructions::refusal(outcome as u8 == Outcome::Deny as u8)
+    instructions::refusal(denies)
 }
 
 /// Decides about something that is no file, and so cannot be identified. Returns what the hook
@@ -290,6 +292,11 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
             return appraisal;
         }
 
+        if !hook.sleeps {
+            look_up(&mut appraisal, inode, wanted);
+            return appraisal;
+        }
+
         let record = VERDICTS.get_or_insert_ptr_mut(inode, None);
         if record.is_null() {
             appraisal.reason = Some(Reason::NoMemory);
@@ -315,9 +322,6 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
         } else if trusted && !appraisal.active.choices().contains(Choices::CONTENT_COUNTS) {
             has_digest = false;
             appraisal.cached = known.is_of(appraisal.active.generation());
-        } else if !hook.sleeps {
-            appraisal.reason = Some(Reason::NotAppraised);
-            return appraisal;
         } else {
             let gate = hook.gate;
             let status = bpf_ima_file_hash(
@@ -384,6 +388,54 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
         store_word(record, appraisal.word);
     }
     appraisal
+}
+
+/// Asks the policy about the digest that is on the inode, if there is one.
+///
+/// # Safety
+/// As for [`judge`]; `inode` is the file's.
+#[inline(always)]
+unsafe fn look_up(appraisal: &mut Appraisal, inode: *mut Inode, wanted: Kinds) {
+    let generation = appraisal.active.generation();
+    // SAFETY: the contract of this function.
+    unsafe {
+        if inode_writers(inode) > 0 {
+            appraisal.reason = Some(Reason::BeingWritten);
+            return;
+        }
+        // After the writers: whoever maps is a writer, so without one the mark is there by now.
+        if !WAS_MAPPED.get_ptr_mut(inode).is_null() {
+            appraisal.reason = Some(Reason::WasMapped);
+            return;
+        }
+        let record = VERDICTS.get_ptr_mut(inode);
+        let is_known = !record.is_null() && load_word(record).is_known();
+        if is_known {
+            appraisal.digest = (*record).digest;
+            appraisal.cached = load_word(record).is_of(generation);
+            let rule = rule(generation, &appraisal.digest);
+            appraisal.word = VerdictWord::new(generation, rule);
+            appraisal.rule = rule.unwrap_or_default();
+        }
+        if let Some(filesystem) = verified(inode, generation, wanted)
+            && appraisal.rule.denied == 0
+            && !appraisal.rule.kinds.intersects(wanted)
+            && (is_known || !appraisal.active.choices().contains(Choices::CONTENT_COUNTS))
+        {
+            let kinds = appraisal.rule.kinds.union(filesystem.kinds);
+            appraisal.word = VerdictWord::verified(generation, kinds, is_known);
+            appraisal.rule = Rule { kinds, ..filesystem };
+        } else if !is_known {
+            appraisal.reason = Some(Reason::NotAppraised);
+            return;
+        }
+        if !record.is_null() {
+            // Every gate that comes by writes the same, so that the order does not matter: the
+            // word is whole, and the digest never changes in a record.
+            (*record).rule = appraisal.rule;
+            (&raw mut (*record).word).write_volatile(appraisal.word);
+        }
+    }
 }
 
 /// What makes it pointless to hash a file, if anything.

@@ -21,8 +21,16 @@ use crate::{
 /// policy could list, and are refused.
 #[lsm(hook = "kernel_read_file", sleepable)]
 pub fn gate_kernel_read_file(ctx: LsmContext) -> i32 {
-    let id: u32 = ctx.arg(1);
-    let wanted = if id == READING_MODULE.load() || id == READING_MODULE_COMPRESSED.load() {
+    // SAFETY: the hook's first argument is a `struct file *`, not null.
+    unsafe {
+        judge(Hook { gate: Gate::Kernel, sleeps: true }, ctx.arg(0), kind_of_file(ctx.arg(1)))
+    }
+}
+
+/// What a file is read for, by its number in this kernel.
+#[inline(always)]
+pub fn kind_of_file(id: u32) -> Kinds {
+    if id == READING_MODULE.load() || id == READING_MODULE_COMPRESSED.load() {
         Kinds::MODULE
     } else if id == READING_FIRMWARE.load() {
         Kinds::FIRMWARE
@@ -30,9 +38,7 @@ pub fn gate_kernel_read_file(ctx: LsmContext) -> i32 {
         Kinds::KEXEC
     } else {
         Kinds::NONE
-    };
-    // SAFETY: the hook's first argument is a `struct file *`, not null.
-    unsafe { judge(Hook { gate: Gate::Kernel, sleeps: true }, ctx.arg(0), wanted) }
+    }
 }
 
 /// `int kernel_load_data(enum kernel_load_data_id id, bool contents)`, 5.10 to 7.2; sleepable in

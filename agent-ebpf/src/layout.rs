@@ -4,8 +4,12 @@
 //! `portcullis_common::Fields`). The verifier knows their values and so accepts a load at
 //! «pointer + offset» as a typed load of that member; a fault reads as zero.
 
-use aya_ebpf::{Global, bindings::inode, helpers::generated::bpf_get_current_task_btf};
-use core::ffi::c_void;
+use aya_ebpf::{
+    Global,
+    bindings::inode,
+    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel},
+};
+use core::{ffi::c_void, mem::MaybeUninit};
 use portcullis_common::{NO_ENUMERATOR, ProgramKey, for_each_kernel_field};
 
 macro_rules! globals {
@@ -16,7 +20,7 @@ macro_rules! globals {
     ) => {
         // An offset that the agent did not set lies outside of every struct, so that the program
         // is refused instead of reading the wrong member.
-        $(#[unsafe(no_mangle)] static $field: Global<u32> = Global::new(0xffff);)*
+        $(#[unsafe(no_mangle)] pub static $field: Global<u32> = Global::new(0xffff);)*
         $(#[unsafe(no_mangle)] pub static $enumerator_global: Global<u32> = Global::new(NO_ENUMERATOR);)*
         $(#[unsafe(no_mangle)] pub static $new_global: Global<u32> = Global::new(NO_ENUMERATOR);)*
     };
@@ -28,6 +32,12 @@ for_each_kernel_field!(globals);
 static LINUX_BINPRM_IS_CHECK: Global<u32> = Global::new(0xffff);
 #[unsafe(no_mangle)]
 static LINUX_BINPRM_IS_CHECK_BIT: Global<u32> = Global::new(0);
+
+/// 1 on kernels that give the running task as a number and not as a pointer that the verifier
+/// tracks (before 5.11). The members of tasks, and of what is reached from them, are then copied,
+/// which `lockdown=confidentiality` refuses; elsewhere that code is dead and does not count.
+#[unsafe(no_mangle)]
+pub static TASKS_ARE_COPIED: Global<u32> = Global::new(0);
 
 /// `struct file`, only ever behind a pointer.
 #[repr(transparent)]
@@ -53,6 +63,26 @@ pub unsafe fn load<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
     unsafe { base.byte_add(offset.load() as usize).cast::<T>().read_volatile() }
 }
 
+/// The same for what may have been reached from the running task.
+///
+/// # Safety
+/// As for [`load`]; `T` is an integer, a pointer or an array of them.
+#[inline(always)]
+unsafe fn load_of_task<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
+    if TASKS_ARE_COPIED.load() == 0 {
+        // SAFETY: by the contract.
+        return unsafe { load(base, offset) };
+    }
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: the helper writes `T` whole or, at an address that cannot be read, zeros; every bit
+    // pattern is one of `T`.
+    unsafe {
+        let from = base.byte_add(offset.load() as usize);
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from.cast());
+        value.assume_init()
+    }
+}
+
 /// The file that an exec is about to run.
 ///
 /// # Safety
@@ -76,7 +106,7 @@ pub unsafe fn is_exec_check(bprm: *const c_void) -> bool {
 
 /// Accessors that read one member of a struct behind a tracked pointer.
 macro_rules! accessors {
-    ($($(#[$meta:meta])* $name:ident($base:ty) -> $result:ty = $offset:ident;)*) => {
+    (by $load:ident: $($(#[$meta:meta])* $name:ident($base:ty) -> $result:ty = $offset:ident;)*) => {
         $(
             $(#[$meta])*
             ///
@@ -85,23 +115,19 @@ macro_rules! accessors {
             #[inline(always)]
             pub unsafe fn $name(base: *const $base) -> $result {
                 // SAFETY: by the contract.
-                unsafe { load(base, &$offset) }
+                unsafe { $load(base, &$offset) }
             }
         )*
     };
 }
 
-accessors! {
+accessors! { by load:
     /// The inode whose content the file gives.
     file_inode(File) -> *mut Inode = FILE_F_INODE;
     /// How the file is open: `FMODE_*`.
     file_mode(File) -> u32 = FILE_F_MODE;
-    /// Inode number.
-    inode_number(Inode) -> u64 = INODE_I_INO;
     /// File type and permissions.
     inode_mode(Inode) -> u16 = INODE_I_MODE;
-    /// Size in bytes.
-    inode_size(Inode) -> u64 = INODE_I_SIZE;
     /// How many hold the file open for writing; negative while writing is denied.
     inode_writers(Inode) -> i32 = INODE_I_WRITECOUNT;
     /// The inode behind a directory entry, or null.
@@ -116,6 +142,13 @@ accessors! {
     vma_own_pages(Vma) -> usize = VM_AREA_STRUCT_ANON_VMA;
     /// The directory entry of a `struct path`.
     path_dentry(c_void) -> *const Dentry = PATH_DENTRY;
+}
+
+accessors! { by load_of_task:
+    /// Inode number.
+    inode_number(Inode) -> u64 = INODE_I_INO;
+    /// Size in bytes.
+    inode_size(Inode) -> u64 = INODE_I_SIZE;
     /// Process id (thread group) in the initial namespace.
     task_pid(Task) -> u32 = TASK_STRUCT_TGID;
     /// The task's real parent.
@@ -141,7 +174,9 @@ pub unsafe fn file_path(file: *const File) -> *const c_void {
 #[inline(always)]
 pub unsafe fn inode_device(inode: *const Inode) -> u32 {
     // SAFETY: by the contract; an inode always has a superblock.
-    unsafe { load(load::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_DEV) }
+    unsafe {
+        load_of_task(load_of_task::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_DEV)
+    }
 }
 
 /// Magic number of the inode's filesystem (`linux/magic.h`).
@@ -151,7 +186,9 @@ pub unsafe fn inode_device(inode: *const Inode) -> u32 {
 #[inline(always)]
 pub unsafe fn inode_filesystem(inode: *const Inode) -> u64 {
     // SAFETY: by the contract; an inode always has a superblock.
-    unsafe { load(load::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_MAGIC) }
+    unsafe {
+        load_of_task(load_of_task::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_MAGIC)
+    }
 }
 
 /// Whether the file is a memfd that is sealed against writing.
@@ -174,8 +211,14 @@ pub unsafe fn sealed_against_writing(file: *const File) -> bool {
 /// The task that is running.
 #[inline(always)]
 pub fn current_task() -> *const Task {
-    // SAFETY: the helper has no precondition.
-    unsafe { bpf_get_current_task_btf() as *const Task }
+    // SAFETY: the helpers have no precondition.
+    unsafe {
+        if TASKS_ARE_COPIED.load() == 0 {
+            bpf_get_current_task_btf() as *const Task
+        } else {
+            bpf_get_current_task() as *const Task
+        }
+    }
 }
 
 /// The program that the current process is running, or is just starting; null for a kernel thread.
@@ -184,9 +227,9 @@ pub fn current_task() -> *const Task {
 pub fn own_program() -> *const Inode {
     // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
     unsafe {
-        let mm: *const c_void = load(current_task(), &TASK_STRUCT_MM);
-        let exe_file: *const File = load(mm, &MM_STRUCT_EXE_FILE);
-        file_inode(exe_file)
+        let mm: *const c_void = load_of_task(current_task(), &TASK_STRUCT_MM);
+        let exe_file: *const File = load_of_task(mm, &MM_STRUCT_EXE_FILE);
+        load_of_task(exe_file, &FILE_F_INODE)
     }
 }
 
@@ -210,7 +253,7 @@ pub unsafe fn program_key(inode: *const Inode) -> ProgramKey {
         ProgramKey {
             inode: inode_number(inode),
             device: inode_device(inode),
-            generation: load(inode, &INODE_I_GENERATION),
+            generation: load_of_task(inode, &INODE_I_GENERATION),
         }
     }
 }

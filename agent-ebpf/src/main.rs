@@ -7,6 +7,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod appraised;
 mod devices;
 mod exec;
 mod instructions;
@@ -17,6 +18,7 @@ mod layout;
 mod mapping;
 mod maps;
 mod memory;
+mod names;
 mod report;
 
 /// Dual-licensed, because the helpers used are for GPL-compatible programs only.

@@ -25,13 +25,16 @@ const HOOK: Hook = Hook { gate: Gate::Mapping, sleeps: true };
 /// with `READ_IMPLIES_EXEC` it has `PROT_EXEC` although the caller asked for reading only.
 #[lsm(hook = "mmap_file", sleepable)]
 pub fn gate_mapping(ctx: LsmContext) -> i32 {
-    let prot: u64 = ctx.arg(2);
-    let flags: u64 = ctx.arg(3);
+    judge_mapping(HOOK, ctx.arg(0), ctx.arg(2), ctx.arg(3))
+}
+
+/// What a mapping means, whether or not the hook sleeps.
+#[inline(always)]
+pub fn judge_mapping(hook: Hook, file: *const File, prot: u64, flags: u64) -> i32 {
     let is_code = prot & PROT_EXEC != 0;
     if !is_code && flags & MAP_SHARED == 0 {
         return 0;
     }
-    let file: *const File = ctx.arg(0);
     if is_null(file) {
         return if is_code { judge_memory(Reason::AnonymousMemory) } else { 0 };
     }
@@ -42,9 +45,9 @@ pub fn gate_mapping(ctx: LsmContext) -> i32 {
     // SAFETY: the hook's first argument is a `struct file *`, not null.
     unsafe {
         if flags & MAP_SHARED != 0 && !remember(file) {
-            return cannot_decide(HOOK, file, Kinds::LIBRARY, Reason::NoMemory);
+            return cannot_decide(hook, file, Kinds::LIBRARY, Reason::NoMemory);
         }
-        if is_code { judge(HOOK, file, Kinds::LIBRARY) } else { 0 }
+        if is_code { judge(hook, file, Kinds::LIBRARY) } else { 0 }
     }
 }
 

@@ -2,6 +2,7 @@
 //! nothing else.
 
 use aya_ebpf::{
+    Global,
     bindings::path,
     helpers::{
         bpf_get_current_comm,
@@ -18,13 +19,19 @@ use portcullis_common::{
 };
 
 use crate::{
+    instructions::any,
     judge::{Appraisal, Hook},
     layout::{
         File, Inode, current_task, file_path, inode_device, inode_filesystem, inode_number,
         inode_size, task_comm, task_parent, task_pid,
     },
     maps::{EVENTS, count},
+    names::names,
 };
+
+/// 0 on kernels that do not give paths at these hooks (5.10), but only names.
+#[unsafe(no_mangle)]
+static GIVES_PATHS: Global<u32> = Global::new(1);
 
 /// What is to be told.
 pub struct Report<'a> {
@@ -35,19 +42,44 @@ pub struct Report<'a> {
     pub appraisal: &'a Appraisal,
 }
 
+/// The same as numbers that the verifier does not know, so that it follows one way through what
+/// comes now and not one for every reason.
+struct Told<'a> {
+    hook: Hook,
+    outcome: u8,
+    reason: u8,
+    wanted: Kinds,
+    appraisal: &'a Appraisal,
+}
+
+impl<'a> Told<'a> {
+    #[inline(always)]
+    fn new(report: &Report<'a>) -> Self {
+        Self {
+            hook: report.hook,
+            outcome: any(report.outcome as u64) as u8,
+            reason: any(report.reason as u64) as u8,
+            wanted: Kinds(any(u64::from(report.wanted.0)) as u8),
+            appraisal: report.appraisal,
+        }
+    }
+}
+
 /// Sends the event, with room for a long path only if the path needs it.
 ///
 /// # Safety
 /// `file` and `inode` are kernel pointers that the verifier tracks.
 #[inline(always)]
-pub unsafe fn report(told: &Report<'_>, file: *const File, inode: *const Inode) {
+pub unsafe fn report(report: &Report<'_>, file: *const File, inode: *const Inode) {
     // SAFETY: by the contract.
     unsafe {
-        if !told.hook.sleeps {
+        if !report.hook.sleeps && GIVES_PATHS.load() != 0 {
             // `bpf_d_path` is for sleepable hooks and a few others; the agent looks the path up.
-            report_inode(told, inode);
-        } else if !send::<PATH_SHORT>(told, file, inode, false) {
-            send::<PATH_LONG>(told, file, inode, true);
+            return report_inode(report, inode);
+        }
+        let told = Told::new(report);
+        if !send::<PATH_SHORT>(&told, file, inode, false) {
+            send::<PATH_LONG>(&told, file, inode, true);
         }
     }
 }
@@ -57,7 +89,8 @@ pub unsafe fn report(told: &Report<'_>, file: *const File, inode: *const Inode) 
 /// # Safety
 /// `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-pub unsafe fn report_inode(told: &Report<'_>, inode: *const Inode) {
+pub unsafe fn report_inode(report: &Report<'_>, inode: *const Inode) {
+    let told = &Told::new(report);
     let Some(mut entry) = EVENTS.reserve_untyped::<Event<0>>(0) else {
         count(told.hook.gate, Counter::Lost, 1);
         return;
@@ -73,7 +106,8 @@ pub unsafe fn report_inode(told: &Report<'_>, inode: *const Inode) {
 
 /// Sends an event about something that is no file.
 #[inline(always)]
-pub fn report_without_file(told: &Report<'_>) {
+pub fn report_without_file(report: &Report<'_>) {
+    let told = &Told::new(report);
     let Some(mut entry) = EVENTS.reserve_untyped::<Event<0>>(0) else {
         count(told.hook.gate, Counter::Lost, 1);
         return;
@@ -96,7 +130,7 @@ pub fn report_without_file(told: &Report<'_>) {
 /// As for [`report`].
 #[inline(always)]
 unsafe fn send<const PATH: usize>(
-    told: &Report<'_>,
+    told: &Told<'_>,
     file: *const File,
     inode: *const Inode,
     last: bool,
@@ -106,14 +140,15 @@ unsafe fn send<const PATH: usize>(
         return true;
     };
     let event = entry.as_mut_ptr();
-    // SAFETY: the ring gave `size_of::<Event<PATH>>()` writable bytes; the helper writes at most
+    // SAFETY: the ring gave `size_of::<Event<PATH>>()` writable bytes; the helpers write at most
     // `PATH` of them.
     let status = unsafe {
-        bpf_d_path(
-            file_path(file).cast_mut().cast::<path>(),
-            (&raw mut (*event).path).cast(),
-            PATH as u32,
-        )
+        let to = (&raw mut (*event).path).cast();
+        if GIVES_PATHS.load() != 0 {
+            bpf_d_path(file_path(file).cast_mut().cast::<path>(), to, PATH as u32)
+        } else {
+            names::<PATH>(file, to.cast())
+        }
     };
     if status < 0 && !last {
         entry.discard(0);
@@ -148,8 +183,8 @@ unsafe fn identify(header: *mut EventHeader, inode: *const Inode) {
 /// # Safety
 /// `header` points to writable memory.
 #[inline(always)]
-unsafe fn fill(header: *mut EventHeader, told: &Report<'_>, path_status: i32) {
-    let Report { hook: Hook { gate, .. }, outcome, reason, wanted, appraisal } = *told;
+unsafe fn fill(header: *mut EventHeader, told: &Told<'_>, path_status: i32) {
+    let Told { hook: Hook { gate, .. }, outcome, reason, wanted, appraisal } = *told;
     // SAFETY: by the contract; the helpers have no precondition.
     unsafe {
         let pid_tid = bpf_get_current_pid_tgid();
@@ -166,12 +201,13 @@ unsafe fn fill(header: *mut EventHeader, told: &Report<'_>, path_status: i32) {
         (*header).hash_status = appraisal.hash_status;
         (*header).path_status = path_status;
         (*header).gate = gate as u8;
-        (*header).outcome = outcome as u8;
-        (*header).reason = reason as u8;
+        (*header).outcome = outcome;
+        (*header).reason = reason;
         (*header).wanted = wanted;
         (*header).cached = appraisal.cached as u8;
         (*header).enforces = appraisal.active.enforces() as u8;
-        (*header).reserved = [0; 2];
+        (*header).names = (GIVES_PATHS.load() == 0) as u8;
+        (*header).reserved = 0;
         (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
         let mut task = current_task();
         let mut last = false;

@@ -89,7 +89,14 @@ fn without_gates(attacks: &[Attack<'_>]) -> Result<()> {
 fn is_about(event: &Value, outcome: &str, attack: &Attack<'_>) -> bool {
     event["type"] == "decision"
         && event["outcome"] == outcome
-        && attack.reasons.iter().any(|reason| event["reason"] == *reason)
+        && (attack.reasons.iter().any(|reason| event["reason"] == *reason)
+            || (agent_hashes() && event["reason"] == "not-appraised"))
+}
+
+/// Whether this kernel cannot hash in its hooks, so that a file may be refused because nobody has
+/// hashed it yet.
+fn agent_hashes() -> bool {
+    rustix::system::uname().release().to_bytes().starts_with(b"5.")
 }
 
 /// Writes a program, replacing what was there by a new file.

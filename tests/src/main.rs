@@ -29,10 +29,12 @@ fn main() -> ExitCode {
         ["bench", "churn"] => scenarios::million(),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),
-        // For the host: name and machine of every scenario.
+        // For the host: name and machine of every scenario, and on which kernels it runs by default.
         ["list"] => {
             for scenario in scenarios::ALL {
-                println!("{}\t{}", scenario.name, scenario.machine);
+                let is_also_old = scenarios::ALSO_OLD.contains(&scenario.name);
+                let kernels = if is_also_old { "all" } else { "usual" };
+                println!("{}\t{}\t{kernels}", scenario.name, scenario.machine);
             }
             return ExitCode::SUCCESS;
         }

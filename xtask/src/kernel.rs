@@ -19,6 +19,9 @@ use crate::{
 /// The series that everything is tested on.
 pub const SERIES: [&str; 2] = ["6.1", "6.12"];
 
+/// A series whose hooks cannot hash files, of which some is tested too.
+pub const OLD: &str = "5.10";
+
 /// What stands for the newest kernel that Debian has.
 pub const NEWEST: &str = "newest";
 
@@ -45,6 +48,16 @@ impl Kernel {
             bail!("--modules goes with a kernel named by its image, not with {what}");
         }
         Self::of_series(what)
+    }
+
+    /// Whether its hooks cannot hash files.
+    pub fn is_old(&self) -> bool {
+        self.name == OLD
+    }
+
+    /// What its command line needs so that BPF is among its security modules.
+    pub fn needs(&self) -> &'static str {
+        if self.is_old() { "lsm=lockdown,yama,apparmor,bpf" } else { "" }
     }
 
     fn of_files(image: &Path, modules: &Path) -> Result<Self> {

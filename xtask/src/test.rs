@@ -17,15 +17,15 @@ use portcullis_ebpf_build::tools_dir;
 use crate::{
     build::{self, Built},
     command::{command, quietly, run, text_of},
-    kernel::{Kernel, SERIES},
+    kernel::{Kernel, OLD, SERIES},
     root, setup,
     vm::{Ended, Rootfs, Vm},
 };
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Test on this series (5.10, newest …) or image only (may be given several times; default: 6.1
-    /// and 6.12)
+    /// Test on this series (5.10, newest …) or image only (may be given several times; default: 6.1,
+    /// 6.12, and a few on 5.10)
     #[arg(long)]
     kernel: Vec<String>,
     /// The modules of a kernel that is named by its image
@@ -53,13 +53,16 @@ pub fn test(args: &Args) -> Result<ExitCode> {
         step("licences and sources", licences)?;
     }
     let built = build::build()?;
-    let series: Vec<_> = SERIES.map(str::to_owned).into();
+    let series: Vec<_> = SERIES.iter().chain([&OLD]).map(|name| (*name).to_owned()).collect();
     let kernels = if args.kernel.is_empty() { &series } else { &args.kernel };
     let kernels: Vec<_> = kernels
         .iter()
-        .map(|kernel| Kernel::find(kernel, args.modules.as_deref()))
+        .map(|kernel| {
+            Kernel::find(kernel, args.modules.as_deref())
+                .with_context(|| format!("the tests need a {kernel} kernel; without it: --kernel"))
+        })
         .collect::<Result<_>>()?;
-    let failed = scenarios(&built, &kernels, &args.only)?;
+    let failed = scenarios(&built, &kernels, args)?;
     println!("\nall checks took {} s", start.elapsed().as_secs());
     if failed == 0 {
         println!("everything passed");
@@ -116,11 +119,11 @@ struct Batch<'a> {
 }
 
 /// Runs the scenarios on every kernel, and returns how many failed.
-fn scenarios(built: &Built, kernels: &[Kernel], only: &[String]) -> Result<usize> {
+fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     let files = tempfile::tempdir_in(build::work_dir()?)?;
     attackers_files(files.path())?;
     verified_image(built, &files.path().join("verified"))?;
-    let batches = batches(built, kernels, only)?;
+    let batches = batches(built, kernels, args)?;
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);
     println!("== {total} scenarios on {} kernels, in {} machines", kernels.len(), batches.len());
@@ -192,28 +195,46 @@ fn verified_image(built: &Built, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn batches<'a>(built: &Built, kernels: &'a [Kernel], only: &[String]) -> Result<Vec<Batch<'a>>> {
+fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<Batch<'a>>> {
+    let only = &args.only;
     let list = text_of(Command::new(&built.guest).arg("list"))?;
-    let mut all: Vec<(&str, &str)> =
-        list.lines().filter_map(|line| line.split_once('\t')).collect();
+    let mut all: Vec<(&str, &str, &str)> = list
+        .lines()
+        .filter_map(|line| {
+            let (name, rest) = line.split_once('\t')?;
+            let (machine, kernels) = rest.split_once('\t')?;
+            Some((name, machine, kernels))
+        })
+        .collect();
     ensure!(!all.is_empty(), "the guest program lists no scenario");
     for name in only {
         ensure!(
-            all.iter().any(|(known, _)| known == name),
+            all.iter().any(|(known, ..)| known == name),
             "no scenario {name}; there are:\n{list}"
         );
     }
-    all.retain(|(name, _)| only.is_empty() || only.iter().any(|wanted| wanted == name));
+    all.retain(|(name, ..)| only.is_empty() || only.iter().any(|wanted| wanted == name));
     // Those with the same needs together.
-    all.sort_by_key(|(_, machine)| *machine);
+    all.sort_by_key(|(_, machine, _)| *machine);
     let mut batches = Vec::new();
     for kernel in kernels {
-        for same in all.chunk_by(|(_, a), (_, b)| a == b) {
+        let runs = |machine: &str, where_from: &str| {
+            let is_for_old =
+                machine.split(';').next().unwrap_or_default().split(',').any(|flag| flag == "old");
+            match (kernel.is_old(), is_for_old) {
+                (false, is_for_old) => !is_for_old,
+                // Everything, if this kernel was asked for.
+                (true, is_for_old) => is_for_old || where_from == "all" || !args.kernel.is_empty(),
+            }
+        };
+        let on_kernel: Vec<_> =
+            all.iter().copied().filter(|(_, machine, kernels)| runs(machine, kernels)).collect();
+        for same in on_kernel.chunk_by(|(_, a, _), (_, b, _)| a == b) {
             for few in same.chunks(BATCH) {
                 batches.push(Batch {
                     kernel,
                     machine: same[0].1.to_owned(),
-                    names: few.iter().map(|(name, _)| (*name).to_owned()).collect(),
+                    names: few.iter().map(|(name, ..)| (*name).to_owned()).collect(),
                 });
             }
         }
@@ -272,6 +293,7 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
     for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
         match flag {
             "smp2" => vm.smp = 2,
+            "old" => {}
             "usb" => vm.usb_stick = true,
             "share" => vm.share = true,
             "xfs" => vm.xfs_disk = true,
@@ -280,7 +302,9 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
         }
     }
     vm.files = Some(files);
-    vm.append = append;
+    // A word that comes later wins.
+    let append = format!("{} {append}", batch.kernel.needs());
+    vm.append = &append;
     vm.timeout = TIMEOUT;
     vm.run(show)
 }

@@ -3,8 +3,8 @@
 
 use bytes::Buf;
 use portcullis_common::{
-    ANCESTORS, Ancestor, COMM_LEN, DIGEST_LEN, EventHeader, Gate, Kinds, Outcome, PathStatus,
-    Reason, Rule,
+    ANCESTORS, Ancestor, COMM_LEN, DIGEST_LEN, Event, EventHeader, Gate, Kinds, Outcome, PATH_LONG,
+    PATH_SHORT, PathStatus, Reason, Rule,
 };
 use thiserror::Error;
 
@@ -35,7 +35,8 @@ pub struct GateEvent {
     pub outcome: Outcome,
     /// Why.
     pub reason: Reason,
-    /// The path as the process saw it, or a positive errno.
+    /// The path as the process saw it, or (`header.names`) within its filesystem; or a positive
+    /// errno.
     pub path: Result<Vec<u8>, i32>,
 }
 
@@ -77,7 +78,8 @@ impl GateEvent {
             wanted: Kinds(bytes.get_u8()),
             cached: bytes.get_u8(),
             enforces: bytes.get_u8(),
-            reserved: array::<2>(bytes),
+            names: bytes.get_u8(),
+            reserved: bytes.get_u8(),
             comm: array::<COMM_LEN>(bytes),
             ancestors: [(); ANCESTORS]
                 .map(|()| Ancestor { pid: bytes.get_u32_ne(), comm: array::<COMM_LEN>(bytes) }),
@@ -88,12 +90,31 @@ impl GateEvent {
             outcome: Outcome::from_u8(header.outcome).ok_or(unknown("outcome", header.outcome))?,
             reason: Reason::from_u8(header.reason).ok_or(unknown("reason", header.reason))?,
             path: match header.path(bytes.len()) {
+                PathStatus::Length(length) if header.names == 1 => Ok(joined(&bytes[..length])),
                 PathStatus::Length(length) => Ok(bytes[..length].to_vec()),
                 PathStatus::Errno(errno) => Err(errno),
             },
             header,
         })
     }
+}
+
+/// A path from the names of a file and of the folders above it, each in a room of its own.
+fn joined(names: &[u8]) -> Vec<u8> {
+    let room = if names.len() > PATH_SHORT {
+        Event::<PATH_LONG>::NAME_ROOM
+    } else {
+        Event::<PATH_SHORT>::NAME_ROOM
+    };
+    let names = names.chunks(room).map(|room| room.split(|byte| *byte == 0).next());
+    let names: Vec<_> =
+        names.map(Option::unwrap_or_default).take_while(|name| name != b"/").collect();
+    let mut path = Vec::new();
+    for name in names.iter().rev() {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    path
 }
 
 fn array<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
@@ -185,6 +206,18 @@ mod tests {
             let expected = DecodeError::Unknown { field, value: 250 };
             assert_eq!(GateEvent::decode(&bytes).expect_err("unknown"), expected);
         }
+    }
+
+    #[test]
+    fn names_become_a_path() {
+        for room in [32, 256] {
+            let mut names = vec![0; 8 * room];
+            for (at, name) in ["x.so", "lib", "usr", "/", "/", "/", "/", "/"].iter().enumerate() {
+                names[at * room..][..name.len()].copy_from_slice(name.as_bytes());
+            }
+            assert_eq!(joined(&names[..8 * room - 1]), b"/usr/lib/x.so");
+        }
+        assert_eq!(joined(b""), b"");
     }
 
     #[test]

@@ -10,12 +10,17 @@ use rustix::{
 
 use crate::kernel::{
     check::{Check, State},
-    layout::{Layout, LayoutError},
+    fanotify::Group,
+    layout::{Hashing, Layout, LayoutError},
 };
 
 /// The oldest kernel whose hooks can sleep and hash (measured, not assumed: on 5.10
 /// `bprm_check_security` is not sleepable and `bpf_ima_file_hash` does not exist).
 const OLDEST: (u32, u32) = (6, 1);
+
+/// The oldest kernel on which the agent hashes for the gates: it has inodes that can carry a
+/// verdict.
+const OLDEST_APPRAISED: (u32, u32) = (5, 10);
 
 /// Every check that can be made without loading anything. The order is that in which a reader
 /// should mend.
@@ -23,7 +28,7 @@ const OLDEST: (u32, u32) = (6, 1);
 pub fn checks(layout: &Result<Layout, LayoutError>) -> Vec<Check> {
     vec![
         privileges(),
-        kernel(),
+        kernel(layout),
         bpf_lsm(),
         btf(layout),
         ima(layout),
@@ -62,7 +67,7 @@ fn privileges() -> Check {
     }
 }
 
-fn kernel() -> Check {
+fn kernel(layout: &Result<Layout, LayoutError>) -> Check {
     let (id, title) = ("kernel", "kernel version");
     let uname = uname();
     let release = uname.release().to_string_lossy().into_owned();
@@ -72,9 +77,13 @@ fn kernel() -> Check {
         uname.machine().to_string_lossy(),
         uname.version().to_string_lossy()
     );
+    let oldest = match layout {
+        Ok(layout) if layout.hashing == Hashing::Agent => OLDEST_APPRAISED,
+        _ => OLDEST,
+    };
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= OLDEST => {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= oldest => {
             Check::ok(id, title, found)
         }
         (Some(Ok(_)), Some(Ok(_))) => Check::failed(id, title, found, "use a kernel from 6.1"),
@@ -145,13 +154,25 @@ fn ima(layout: &Result<Layout, LayoutError>) -> Check {
     let Ok(layout) = layout else {
         return Check::bad(State::Unknown, id, title, "needs the type information", "see above");
     };
-    if !layout.has_ima {
-        return Check::failed(
-            id,
-            title,
-            "IMA is not compiled in",
-            "use a kernel with CONFIG_IMA=y",
-        );
+    if layout.hashing == Hashing::Agent {
+        return match Group::new() {
+            Ok(_) => Check::bad(
+                State::Warning,
+                id,
+                title,
+                "it cannot; the agent hashes before files are used, and what it has not seen is \
+                 refused when it does not run",
+                "use a kernel from 6.1 with CONFIG_IMA=y",
+            ),
+            Err(error) => Check::failed(
+                id,
+                title,
+                format!(
+                    "it cannot, and the agent cannot hash before files are used: fanotify: {error}"
+                ),
+                "use a kernel from 6.1 with CONFIG_IMA=y, or one with CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y",
+            ),
+        };
     }
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     match command_line.split_whitespace().find(|word| word.starts_with("ima_hash=")) {

@@ -70,28 +70,26 @@ pub fn is_local(name: &str) -> bool {
 ///
 /// # Errors
 /// If the path cannot be looked at.
-#[allow(
-    clippy::cast_sign_loss,
-    clippy::cast_lossless,
-    clippy::unnecessary_cast,
-    reason = "the type differs by architecture"
-)]
 pub fn magic_of(path: &Path) -> io::Result<u64> {
-    Ok(rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff)
+    Ok(magic(&rustix::fs::statfs(path)?))
 }
 
 /// Magic number of the filesystem that an open file lies on.
 ///
 /// # Errors
-/// If the filesystem does not say.
+/// If the filesystem does not answer.
+pub fn magic_of_file(file: impl AsFd) -> io::Result<u64> {
+    Ok(magic(&rustix::fs::fstatfs(file)?))
+}
+
 #[allow(
     clippy::cast_sign_loss,
     clippy::cast_lossless,
     clippy::unnecessary_cast,
     reason = "the type differs by architecture"
 )]
-pub fn magic_of_file(file: impl AsFd) -> io::Result<u64> {
-    Ok(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)
+fn magic(status: &rustix::fs::StatFs) -> u64 {
+    status.f_type as u64 & 0xffff_ffff
 }
 
 /// Whether an open file lies on a filesystem that has no disk.

@@ -20,7 +20,14 @@ use portcullis_common::{Active, Counter, Digest, Gate, Mode, Rule, SLOTS, Verdic
 use thiserror::Error;
 
 use crate::{
-    kernel::{active::ActiveWord, devices::Devices, filesystems, layout::Layout, pins::Pins},
+    kernel::{
+        active::ActiveWord,
+        devices::Devices,
+        filesystems,
+        layout::{Hashing, Layout},
+        pins::Pins,
+        records::Records,
+    },
     policy::Policy,
 };
 
@@ -58,6 +65,32 @@ const HOOKS: [Hook; 9] = [
     hook("gate_exec", "bprm_check_security", Some(Gate::Exec)),
     hook("gate_exec_check", "bprm_creds_for_exec", Some(Gate::Exec)),
 ];
+
+/// The same where the agent hashes: nothing there can sleep.
+const APPRAISED_HOOKS: [Hook; 8] = [
+    hook("invalidate_file_open", "file_open", Some(Gate::Device)),
+    hook("invalidate_path_truncate", "path_truncate", None),
+    hook("invalidate_file_truncate", "file_truncate", None),
+    hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
+    hook("gate_mapping_appraised", "mmap_file", Some(Gate::Mapping)),
+    hook("gate_kernel_read_file_appraised", "kernel_read_file", Some(Gate::Kernel)),
+    hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
+    hook("gate_exec_appraised", "bprm_check_security", Some(Gate::Exec)),
+];
+
+/// The hooks that this kernel has and needs.
+fn hooks_for(layout: &Layout) -> Vec<Hook> {
+    let hooks = match layout.hashing {
+        Hashing::Kernel => &HOOKS[..],
+        Hashing::Agent => &APPRAISED_HOOKS[..],
+    };
+    let has = |hook: &&Hook| match hook.program {
+        "invalidate_file_truncate" => layout.has_file_truncate,
+        "gate_exec_check" => layout.has_exec_check,
+        _ => true,
+    };
+    hooks.iter().filter(has).copied().collect()
+}
 
 /// Why the gates do not stand.
 #[derive(Debug, Error)]
@@ -104,6 +137,9 @@ pub enum GatesError {
         /// Why not.
         why: String,
     },
+    /// The map of verdicts could not be shared.
+    #[error("sharing the map of verdicts failed: {0}")]
+    Records(#[source] std::io::Error),
     /// The kernel's log of the programs could not be read.
     #[error("the programs' own log cannot be read: {0}")]
     Log(String),
@@ -161,6 +197,9 @@ pub struct Gates {
     verdicts: InodeStorage<MapData, Verdict>,
     /// The same for another thread; until it is taken.
     verdicts_again: Option<InodeStorage<MapData, Verdict>>,
+    hashing: Hashing,
+    /// The same map as `verdicts`, to be handed to others.
+    records: Records,
     counters: Array<MapData, u64>,
     /// What watches the devices of verified filesystems, if the policy trusts any.
     pub(super) devices: Option<Devices>,
@@ -185,11 +224,7 @@ impl Gates {
             .override_global(aya_log::LEVEL, &settings.log_level, true);
         let mut ebpf = loader.load(OBJECT)?;
         let btf = Btf::from_sys_fs()?;
-        let hooks: Vec<_> = HOOKS
-            .into_iter()
-            .filter(|hook| hook.hook != "file_truncate" || layout.has_file_truncate)
-            .filter(|hook| hook.program != "gate_exec_check" || layout.has_exec_check)
-            .collect();
+        let hooks = hooks_for(layout);
         for hook in &hooks {
             let refused = |source| program_error(*hook, source);
             program(&mut ebpf, *hook)?.load(hook.hook, &btf).map_err(refused)?;
@@ -206,11 +241,17 @@ impl Gates {
             return Err(GatesError::Missing("ACTIVE"));
         };
         let active = ActiveWord::map(active)?;
+        let Some(Map::InodeStorage(verdicts)) = ebpf.map("VERDICTS") else {
+            return Err(GatesError::Missing("VERDICTS"));
+        };
+        let records = Records::of(verdicts).map_err(GatesError::Records)?;
         let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "UNTRUSTED_FILESYSTEMS")?;
         for filesystem in filesystems::UNTRUSTED {
             filesystems.insert(filesystem.magic, 0, 0)?;
         }
         Ok(Self {
+            hashing: layout.hashing,
+            records,
             active,
             filesystems,
             mounted_devices: take(&mut ebpf, "MOUNTED_DEVICES")?,
@@ -418,6 +459,20 @@ impl Gates {
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Who works out digests for these gates.
+    #[must_use]
+    pub fn hashing(&self) -> Hashing {
+        self.hashing
+    }
+
+    /// A handle on the inodes' records, for another thread.
+    ///
+    /// # Errors
+    /// If the process has no more descriptors.
+    pub fn records(&self) -> Result<Records, GatesError> {
+        self.records.try_clone().map_err(GatesError::Records)
     }
 
     /// Puts a record on a file's inode, for the self-test: one that no policy is asked for, as

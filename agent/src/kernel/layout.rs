@@ -24,6 +24,15 @@ pub enum LayoutError {
     Btf(#[from] BtfError),
 }
 
+/// Who works out the digest of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hashing {
+    /// The kernel, in the gate itself (`bpf_ima_file_hash`, from 5.18, with IMA).
+    Kernel,
+    /// The agent, before the file is used: up to 5.17, and on kernels without IMA.
+    Agent,
+}
+
 /// What the kernel programs must be told about the running kernel.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -35,10 +44,10 @@ pub struct Layout {
     pub has_file_truncate: bool,
     /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
     pub has_exec_check: bool,
-    /// Whether IMA is compiled in.
-    pub has_ima: bool,
+    /// Who works out digests.
+    pub hashing: Hashing,
     /// Whether a program is called for one task while it works for another on the same processor
-    /// (from 6.2, and in later releases of 6.1).
+    /// (before 5.12, from 6.2, and in later releases of 6.1).
     pub runs_when_busy: bool,
 }
 
@@ -68,6 +77,11 @@ impl Layout {
         });
         let mut globals =
             offsets.chain(values).chain(newer).collect::<Result<Vec<_>, BtfError>>()?;
+        let has_hash = btf.has_function("bpf_ima_file_hash");
+        // Younger than the right to ask for paths in every hook that sleeps.
+        globals.push(("GIVES_PATHS", u32::from(has_hash)));
+        let copied = !btf.has_function("bpf_get_current_task_btf");
+        globals.push(("TASKS_ARE_COPIED", u32::from(copied)));
         let exec_check = btf.bit("linux_binprm", "is_check").ok();
         if let Some((byte, bit)) = exec_check {
             globals.push(("LINUX_BINPRM_IS_CHECK", byte));
@@ -80,10 +94,15 @@ impl Layout {
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
-            has_ima: btf.has_function("ima_file_check"),
-            // Before this function was split off, every program was protected from recursion by
-            // being skipped, security programs too.
-            runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur"),
+            hashing: if has_hash && btf.has_function("ima_file_check") {
+                Hashing::Kernel
+            } else {
+                Hashing::Agent
+            },
+            // Since the counter came (5.12) and before this function was split off, every program
+            // was protected from recursion by being skipped, security programs too.
+            runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur")
+                || btf.offset("bpf_prog", "active").is_err(),
         })
     }
 

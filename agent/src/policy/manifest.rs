@@ -30,7 +30,8 @@ use crate::{
 const HEADER: &str = "# portcullis manifest ";
 /// The only format there is.
 const FORMAT: &str = "1";
-const KINDS: &str = "# kinds:";
+/// What begins the lines that say what the entries after them may be used as.
+pub(super) const KINDS: &str = "# kinds:";
 const END: &str = "# end:";
 
 /// How many mistakes are collected before the file is taken for something else altogether.

@@ -2,6 +2,7 @@
 
 pub mod diagnostic;
 pub mod manifest;
+pub mod places;
 pub mod source;
 
 use std::{

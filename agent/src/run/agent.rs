@@ -33,7 +33,10 @@ use crate::{
     },
     kernel::{check::Check, facts, gates::Gates, mounts, pins::Pins, selftest},
     policy::{Policy, manifest},
-    run::{RunError, Started, health::Health, preflight, reappraise, recorder::Recorder, system},
+    run::{
+        RunError, Started, appraiser::Appraiser, health::Health, preflight, reappraise,
+        recorder::Recorder, system,
+    },
 };
 
 /// How often the gates are proved anew. The proof is one mapping of a file of a few bytes.
@@ -47,9 +50,11 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Runs until a signal or a request ends it.
 pub(super) async fn serve(started: Started) -> Result<(), RunError> {
-    let Started { gates, ring, policy, pins, checks, test, recorder, reappraise, _lock } = started;
+    let Started { gates, ring, policy, pins, checks, test, recorder, reappraise, appraiser, _lock } =
+        started;
     let mut ring = watch(ring).map_err(system("watching the ring of events"))?;
     let mut agent = Agent::new(gates, &policy, pins, recorder);
+    agent.appraiser = appraiser;
     let log = agent.gates.take_log()?;
     let (tell, mut reappraised) = mpsc::channel(32);
     let _reappraiser = reappraise::start(reappraise, agent.gates.take_verdicts()?, tell)
@@ -76,6 +81,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
 
     agent.started();
     agent.take_checks(checks);
+    agent.check_appraiser();
     agent.after_test(&test);
 
     let cause = loop {
@@ -139,6 +145,8 @@ struct Agent {
     digests: usize,
     recorder: Recorder,
     enricher: Enricher,
+    /// Who hashes, if the kernel does not.
+    appraiser: Option<Appraiser>,
     health: Health,
     findings: reappraise::Findings,
     since: Timestamp,
@@ -170,6 +178,7 @@ impl Agent {
             digests: policy.rules.len(),
             recorder,
             enricher: Enricher::default(),
+            appraiser: None,
             health: Health::default(),
             findings: reappraise::Findings::default(),
             since: Timestamp::now(),
@@ -214,7 +223,7 @@ impl Agent {
                 Ok(event) => {
                     // Lets the kernel have the room before anything slow is done.
                     drop(item);
-                    self.gate_event(&event);
+                    self.gate_event(event);
                 }
                 Err(error) => tracing::error!("{error}"),
             }
@@ -222,8 +231,18 @@ impl Agent {
         limit
     }
 
-    fn gate_event(&mut self, event: &GateEvent) {
-        let decision = self.enricher.decision(event, std::slice::from_ref(&self.view));
+    fn check_appraiser(&mut self) {
+        if let Some(appraiser) = &self.appraiser {
+            let check = appraiser.check();
+            self.take_checks(vec![check]);
+        }
+    }
+
+    fn gate_event(&mut self, mut event: GateEvent) {
+        if let Some(appraiser) = &self.appraiser {
+            appraiser.complete(&mut event);
+        }
+        let decision = self.enricher.decision(&event, std::slice::from_ref(&self.view));
         let time = wall_time(event.header.boot_ns);
         self.recorder.record_at(time, Body::Decision(Box::new(decision)));
     }
@@ -271,9 +290,10 @@ impl Agent {
     /// Looks whether the gates are still called.
     fn prove(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), RunError> {
         while self.drain(ring, BATCH) == BATCH {}
-        let test = selftest::mapping_again(ring);
+        let test = selftest::mapping_again(&self.gates, ring)?;
         self.after_test(&test);
         self.take_checks(test.checks);
+        self.check_appraiser();
         self.take_checks(vec![facts::ftrace()]);
         // Other mount namespaces tell nobody.
         self.note_mounts();
@@ -284,7 +304,7 @@ impl Agent {
     /// Tells what others did during a self-test, and remembers what the test itself did.
     fn after_test(&mut self, test: &selftest::SelfTest) {
         for event in &test.others {
-            self.gate_event(event);
+            self.gate_event(event.clone());
         }
         for (gate, counter, amount) in &test.own {
             *self.own.entry((*gate, *counter)).or_default() += amount;

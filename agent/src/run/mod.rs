@@ -1,10 +1,12 @@
 //! The agent: puts the gates up and stays with them.
 
 mod agent;
+mod appraiser;
 mod health;
 pub mod history;
 pub mod lock;
 pub mod preflight;
+pub mod questions;
 pub mod reappraise;
 pub mod recorder;
 pub mod sink;
@@ -25,7 +27,7 @@ use crate::{
         check::{Check, first_failure},
         facts,
         gates::{Gates, GatesError, Settings},
-        layout::Layout,
+        layout::{Hashing, Layout},
         mounts,
         pins::{self, Pins},
         selftest, verity,
@@ -33,6 +35,7 @@ use crate::{
     policy::{Policy, diagnostic::Diagnostics},
 };
 
+use appraiser::Appraiser;
 use lock::{Lock, LockError};
 use preflight::InUse;
 use recorder::Recorder;
@@ -124,6 +127,8 @@ struct Started {
     test: selftest::SelfTest,
     recorder: Recorder,
     reappraise: reappraise::Pace,
+    /// Who hashes, if the kernel does not.
+    appraiser: Option<Appraiser>,
     _lock: Lock,
 }
 
@@ -204,6 +209,13 @@ fn start(
     filling.finish_and_clear();
     filled?;
     gates.set_mounted_devices(&mounts::devices())?;
+    let appraiser = match gates.hashing() {
+        Hashing::Kernel => None,
+        Hashing::Agent => {
+            let started = Appraiser::start(gates.records()?, &policy);
+            Some(started.map_err(system("having the kernel ask before files are opened"))?)
+        }
+    };
     gates.attach()?;
 
     // Gates of a predecessor may refuse what the self-test tries, so they must go first if there
@@ -244,6 +256,7 @@ fn start(
         test,
         recorder: Recorder::new(sinks),
         reappraise: options.reappraise,
+        appraiser,
         _lock: lock,
     })
 }

@@ -127,6 +127,33 @@ impl Search {
     }
 }
 
+/// Paths by which everything that runs now can be opened, whatever its name has become: the
+/// indispensable first.
+#[must_use]
+pub fn places_in_use() -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = INDISPENSABLE.iter().map(PathBuf::from).collect();
+    places.push("/proc/self/exe".into());
+    let mut seen = HashSet::new();
+    let mut add = |place: PathBuf| {
+        // A process may end meanwhile.
+        let Ok(metadata) = fs::metadata(&place) else { return };
+        if metadata.is_file() && seen.insert((metadata.dev(), metadata.ino())) {
+            places.push(place);
+        }
+    };
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let process = process.path();
+        let maps = fs::read(process.join("maps")).unwrap_or_default();
+        if maps.is_empty() {
+            continue;
+        }
+        add(process.join("exe"));
+        let mappings = maps.split(|byte| *byte == b'\n').filter_map(executable_mapping);
+        mappings.for_each(|mapping| add(process.join("map_files").join(mapping.range)));
+    }
+    places
+}
+
 /// A file that is mapped as code.
 pub(super) struct Mapping {
     /// As `map_files` names it.

@@ -124,7 +124,7 @@ pub fn start(
 
 /// Runs only when nothing else wants the processor or the disk. Where that is refused, the rate is
 /// bounded all the same.
-fn yield_to_everybody() {
+pub(super) fn yield_to_everybody() {
     // linux/ioprio.h: of this thread, the idle class.
     const WHO_PROCESS: libc::c_int = 1;
     const CLASS_IDLE: libc::c_int = 3 << 13;

@@ -1,6 +1,7 @@
 //! The scenarios. Each proves one thing on a real kernel, from nothing to nothing: it starts the
 //! agent that it needs and leaves no gates behind.
 
+mod appraised;
 mod attacks_change;
 mod attacks_device;
 mod attacks_exec;
@@ -65,7 +66,8 @@ const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) 
 
 /// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
 /// `smp2` (two processors), `usb` (a stick with an ext4 filesystem), `share` (a folder of the host
-/// as 9p), `xfs` (a second disk) and `debian` (a Debian userland instead of the small one).
+/// as 9p), `xfs` (a second disk), `debian` (a Debian userland instead of the small one) and `old`
+/// (only on a kernel whose gates cannot hash).
 pub const ALL: &[Scenario] = &[
     usual("exec-unlisted", attacks_exec::unlisted),
     usual("exec-through-loader", attacks_exec::loader),
@@ -79,6 +81,7 @@ pub const ALL: &[Scenario] = &[
     usual("served-by-fuse", attacks_served::fuse),
     on("usb,share;", "served-by-host", attacks_served::shared_by_host),
     usual("library-unlisted", attacks_library::unlisted),
+    on("old;", "appraised-by-agent", appraised::by_agent),
     usual("change-after-verdict", attacks_change::after_verdict),
     usual("change-while-open", attacks_change::while_open),
     on("smp2;", "change-races-with-hash", attacks_change::races_with_hash),
@@ -117,6 +120,15 @@ pub const ALL: &[Scenario] = &[
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),
     on(";ima_hash=sha1", "doctor-with-sha1", kernel_checks::with_sha1),
     on(";lockdown=confidentiality", "lockdown", kernel_checks::locked_down),
+];
+
+/// What is also run by default on a kernel whose gates cannot hash.
+pub const ALSO_OLD: &[&str] = &[
+    "exec-unlisted",
+    "library-unlisted",
+    "change-after-verdict",
+    "agent-ends",
+    "agent-restart-without-gap",
 ];
 
 /// Runs the named scenarios one after the other and says how each came out.

@@ -15,8 +15,12 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 
 use super::NOTHING;
-use crate::artifact::digest;
+use crate::{artifact::digest, kernel::records::Records};
 
+/// A file that lives in memory only.
+///
+/// # Errors
+/// If the kernel gives none.
 pub fn memory_file() -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // From 6.3 the right to execute is asked for; before that the flag is unknown.
@@ -37,12 +41,28 @@ fn unique_file() -> io::Result<(File, [u8; 32])> {
     Ok((file, Sha256::digest(content.as_bytes()).into()))
 }
 
+/// Where the kernel does not hash, the agent has to say what a file is.
+fn vouch(records: &mut Option<Records>, file: &File, digest: [u8; 32]) -> io::Result<()> {
+    if let Some(records) = records {
+        let claim = records.claim(file).map_err(io::Error::other)?;
+        records.fulfil(file, claim, digest).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// A file that the gates can identify.
+fn vouched_file(records: &mut Option<Records>) -> Tried {
+    let (file, digest) = unique_file()?;
+    vouch(records, &file, digest)?;
+    Ok((file, digest))
+}
+
 /// A file that was tried, and its digest.
 pub type Tried = io::Result<(File, [u8; 32])>;
 
 /// Maps a file as code.
-pub fn mapping() -> Tried {
-    let (file, digest) = unique_file()?;
+pub fn mapping(records: &mut Option<Records>) -> Tried {
+    let (file, digest) = vouched_file(records)?;
     // SAFETY: a new mapping that is never touched, unmapped at once.
     match unsafe {
         mmap(
@@ -88,8 +108,8 @@ pub fn modules_are_disabled() -> bool {
 }
 
 /// Loads a text as a module, from a file.
-pub fn module_from_file() -> Tried {
-    let (file, digest) = unique_file()?;
+pub fn module_from_file(records: &mut Option<Records>) -> Tried {
+    let (file, digest) = vouched_file(records)?;
     // SAFETY: the descriptor is open and the string is valid; a text is no module.
     let loaded =
         unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
@@ -116,8 +136,8 @@ fn no_module(loaded: libc::c_long) -> io::Result<()> {
 }
 
 /// Runs a text.
-pub fn exec() -> Tried {
-    let (file, digest) = unique_file()?;
+pub fn exec(records: &mut Option<Records>) -> Tried {
+    let (file, digest) = vouched_file(records)?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     match start(&path) {
         // Refused by the gate, or passed by it and refused as no program afterwards.
@@ -125,7 +145,7 @@ pub fn exec() -> Tried {
             Ok((file, digest))
         }
         // vm.memfd_noexec=2: take our own binary, which has not been judged yet either.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => own_binary(),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => own_binary(records),
         Err(error) => Err(error),
         Ok(()) => Err(io::Error::other("a text was run as a program")),
     }
@@ -136,12 +156,13 @@ fn start(path: &str) -> io::Result<()> {
     Command::new(path).arg(NOTHING).stdin(null()).stdout(null()).stderr(null()).status().map(|_| ())
 }
 
-fn own_binary() -> io::Result<(File, [u8; 32])> {
+fn own_binary(records: &mut Option<Records>) -> Tried {
+    let file = File::open("/proc/self/exe")?;
+    let (digest, _) = digest::of_file(&file, u64::MAX)?;
+    vouch(records, &file, digest)?;
     match start("/proc/self/exe") {
         Err(error) if Errno::from_io_error(&error) != Some(Errno::PERM) => return Err(error),
         _ => {}
     }
-    let file = File::open("/proc/self/exe")?;
-    let (digest, _) = digest::of_file(&file, u64::MAX)?;
     Ok((file, digest))
 }

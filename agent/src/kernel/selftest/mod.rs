@@ -18,8 +18,12 @@ use crate::{
     kernel::{
         check::Check,
         gates::{Gates, GatesError},
+        layout::Hashing,
+        records::Records,
     },
 };
+
+pub use attempts::memory_file;
 
 /// The hidden argument with which our own binary does nothing and succeeds.
 pub const NOTHING: &str = "--do-nothing";
@@ -45,7 +49,7 @@ pub fn kernel_device(device: u64) -> u32 {
 /// # Errors
 /// If the kernel gives no memfd.
 pub fn memfd_device() -> io::Result<u32> {
-    let file = File::from(attempts::memory_file()?);
+    let file = File::from(memory_file()?);
     Ok(kernel_device(file.metadata()?.dev()))
 }
 
@@ -58,7 +62,7 @@ pub fn run(
     ring: &mut RingBuf<MapData>,
     folder: &Path,
 ) -> Result<SelfTest, GatesError> {
-    let mut test = Test { ring, others: Vec::new(), own: Vec::new() };
+    let mut test = Test { ring, records: records(gates)?, others: Vec::new(), own: Vec::new() };
     let mut checks =
         vec![test.mapping(), test.exec(), test.memory(), test.module(), test.module_from_memory()];
     checks.extend(forgetting::checks(gates, folder)?);
@@ -66,25 +70,36 @@ pub fn run(
 }
 
 /// Proves the mapping gate once more, while the agent runs.
-pub fn mapping_again(ring: &mut RingBuf<MapData>) -> SelfTest {
-    let mut test = Test { ring, others: Vec::new(), own: Vec::new() };
+///
+/// # Errors
+/// If the kernel side cannot be reached.
+pub fn mapping_again(gates: &Gates, ring: &mut RingBuf<MapData>) -> Result<SelfTest, GatesError> {
+    let mut test = Test { ring, records: records(gates)?, others: Vec::new(), own: Vec::new() };
     let checks = vec![test.mapping()];
-    SelfTest { checks, others: test.others, own: test.own }
+    Ok(SelfTest { checks, others: test.others, own: test.own })
+}
+
+/// The inodes' records, if the agent has to fill them.
+fn records(gates: &Gates) -> Result<Option<Records>, GatesError> {
+    (gates.hashing() == Hashing::Agent).then(|| gates.records()).transpose()
 }
 
 struct Test<'a> {
     ring: &'a mut RingBuf<MapData>,
+    records: Option<Records>,
     others: Vec<GateEvent>,
     own: Vec<(Gate, Counter, u64)>,
 }
 
 impl Test<'_> {
     fn mapping(&mut self) -> Check {
-        self.judge("mapping-gate", "mapping as code is judged", Gate::Mapping, attempts::mapping())
+        let tried = attempts::mapping(&mut self.records);
+        self.judge("mapping-gate", "mapping as code is judged", Gate::Mapping, tried)
     }
 
     fn exec(&mut self) -> Check {
-        self.judge("exec-gate", "exec is judged", Gate::Exec, attempts::exec())
+        let tried = attempts::exec(&mut self.records);
+        self.judge("exec-gate", "exec is judged", Gate::Exec, tried)
     }
 
     fn module(&mut self) -> Check {
@@ -93,7 +108,8 @@ impl Test<'_> {
             // The kernel refuses before it asks.
             return Check::ok(id, title, "kernel.modules_disabled is 1: none can be loaded");
         }
-        self.judge(id, title, Gate::Kernel, attempts::module_from_file())
+        let tried = attempts::module_from_file(&mut self.records);
+        self.judge(id, title, Gate::Kernel, tried)
     }
 
     fn module_from_memory(&mut self) -> Check {
@@ -222,8 +238,8 @@ fn counted(event: &GateEvent) -> impl Iterator<Item = (Gate, Counter, u64)> + us
         Outcome::Report => Counter::Reported,
     };
     let undecided = u64::from(event.reason.cannot_decide());
-    // Every file of the self-test is new, so that one that could be identified was hashed for it.
-    let hashed = u64::from(event.header.digest.iter().any(|byte| *byte != 0));
+    // Only the kernel's own hashing is counted.
+    let hashed = u64::from(event.header.hash_status != 0);
     [
         (gate, outcome, 1),
         (gate, Counter::CannotDecide, undecided),
