@@ -8,6 +8,15 @@ pub const DIGEST_LEN: usize = 32;
 /// An artifact's identity: the SHA-256 digest of its whole content.
 pub type Digest = [u8; DIGEST_LEN];
 
+/// The key under which the rule for an fs-verity digest is found. Such a digest is the SHA-256 of a
+/// description of the file. Under another key than that of content it cannot be taken for the
+/// digest of a file that holds the description.
+#[must_use]
+#[inline(always)]
+pub fn fsverity_key(digest: &Digest) -> Digest {
+    digest.map(|byte| byte ^ 0xa5)
+}
+
 /// How many policies the kernel can hold at once: the active one and the one being filled.
 pub const SLOTS: u32 = 2;
 
@@ -120,6 +129,9 @@ impl Choices {
     /// Some rule denies a digest or marks a program, so that files are hashed even where their
     /// filesystem is trusted as a whole.
     pub const CONTENT_COUNTS: Self = Self(1 << 8);
+
+    /// Some rule is for an fs-verity digest.
+    pub const FSVERITY: Self = Self(1 << 9);
 
     /// The choices of both sets.
     #[must_use]

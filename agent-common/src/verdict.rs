@@ -153,6 +153,13 @@ impl VerdictWord {
         Self(generation << 16 | Self::VERIFIED | Self::RULED | known | kinds.0 as u64)
     }
 
+    /// The word for a file that a rule allows although its content's digest is not known.
+    #[must_use]
+    #[inline(always)]
+    pub const fn without_digest(generation: u64, kinds: Kinds) -> Self {
+        Self(generation << 16 | Self::RULED | kinds.0 as u64)
+    }
+
     /// Whether it holds only as long as the filesystem is trusted.
     #[must_use]
     #[inline(always)]

@@ -9,6 +9,7 @@ use portcullis_common::{
 
 use crate::{
     devices::verified,
+    fsverity::by_fsverity,
     instructions,
     layout::{
         File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem, inode_mode,
@@ -314,7 +315,12 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
             return appraisal;
         }
 
-        let trusted = verified(inode, appraisal.active.generation(), wanted).is_some();
+        let trusted = {
+            let generation = appraisal.active.generation();
+            let single = by_fsverity(inode, generation);
+            single.is_some_and(|rule| rule.kinds.intersects(wanted))
+                || verified(inode, generation, wanted).is_some()
+        };
         let mut has_digest = true;
         if known.is_known() {
             appraisal.digest = (*record).digest;
@@ -359,11 +365,20 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
         }
         appraisal.word = VerdictWord::new(generation, rule);
         appraisal.rule = rule.unwrap_or_default();
-        let filesystem = verified(inode, generation, wanted);
-        if let Some(filesystem) = filesystem
-            && appraisal.rule.denied == 0
-            && !appraisal.rule.kinds.intersects(wanted)
+        let decides = appraisal.rule.denied == 1 || appraisal.rule.kinds.intersects(wanted);
+        if decides {
+            // The content's own rule comes first.
+        } else if let Some(single) = by_fsverity(inode, generation)
+            && single.kinds.intersects(wanted)
         {
+            let kinds = appraisal.rule.kinds.union(single.kinds);
+            appraisal.rule = Rule { kinds, ..single };
+            appraisal.word = if has_digest {
+                VerdictWord::new(generation, Some(appraisal.rule))
+            } else {
+                VerdictWord::without_digest(generation, kinds)
+            };
+        } else if let Some(filesystem) = verified(inode, generation, wanted) {
             let kinds = appraisal.rule.kinds.union(filesystem.kinds);
             appraisal.word = VerdictWord::verified(generation, kinds, has_digest);
             appraisal.rule = Rule { kinds, ..filesystem };

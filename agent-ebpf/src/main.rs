@@ -10,6 +10,7 @@
 mod appraised;
 mod devices;
 mod exec;
+mod fsverity;
 mod instructions;
 mod invalidation;
 mod judge;

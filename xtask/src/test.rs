@@ -122,6 +122,7 @@ struct Batch<'a> {
 fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     let files = tempfile::tempdir_in(build::work_dir()?)?;
     attackers_files(files.path())?;
+    fsverity_image(&files.path().join("fsverity"))?;
     verified_image(built, &files.path().join("verified"))?;
     let batches = batches(built, kernels, args)?;
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
@@ -166,6 +167,12 @@ fn attackers_files(folder: &Path) -> Result<()> {
             .arg(&library),
     )?;
     Ok(())
+}
+
+/// A filesystem that can have files with fs-verity, which some kernels want the page's size for.
+fn fsverity_image(image: &Path) -> Result<()> {
+    let options = ["-q", "-b", "4096", "-O", "verity,^has_journal"];
+    quietly(command("/sbin/mkfs.ext4", options).arg(image).arg("4M")).map(drop)
 }
 
 /// An image that the kernel can verify as it is read, with its hashes and its root hash.

@@ -2,6 +2,7 @@
 
 pub mod digest;
 mod elf;
+pub mod fsverity;
 mod packed;
 
 use std::{fs::File, io, os::unix::fs::FileExt};

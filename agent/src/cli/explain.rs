@@ -4,22 +4,23 @@ use std::{
     fmt::Write,
     fs::{self, OpenOptions},
     io,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context;
-use portcullis_common::{Digest, Kinds, Reason};
+use portcullis_common::{Digest, Kinds, Reason, fsverity_key};
 use serde::Serialize;
 
 use super::{BAD_INPUT, Failure, NO, OrExit, Outcome, UNAVAILABLE, output};
 use crate::{
-    artifact::{self, MAX_HASHED_BYTES, digest},
+    artifact::{self, MAX_HASHED_BYTES, digest, fsverity},
     control::{Request, RuleAnswer, RuleFound, client},
     event::human::Plain,
     kernel::filesystems,
     policy::Policy,
+    run,
 };
 
 #[derive(clap::Args)]
@@ -95,8 +96,12 @@ impl Judge {
     fn explain(&self, path: &Path) -> Result<Explanation, Failure> {
         let seen =
             look_at(path).with_context(|| path.display().to_string().escape_debug().to_string());
-        let seen = seen.or_exit(BAD_INPUT)?;
-        let answer = self.rule(seen.digest.as_ref())?;
+        let mut seen = seen.or_exit(BAD_INPUT)?;
+        seen.verified = self.verified(seen.device)?;
+        let mut answer = self.rule(seen.digest.as_ref())?;
+        if let Some(single) = self.rule_by_fsverity(&seen, answer.rule.as_ref())? {
+            answer.rule = Some(single);
+        }
         let enforces = answer.mode == "enforce";
         let uses = Kinds::WORDS.iter().filter(|(kind, _)| seen.kinds.intersects(*kind));
         let uses =
@@ -112,6 +117,31 @@ impl Judge {
             rule: answer.rule,
             uses,
         })
+    }
+
+    /// What files on a device may be used as because it is verified.
+    fn verified(&self, device: u64) -> Result<Kinds, Failure> {
+        match self {
+            Self::Agent => Ok(Kinds(client::ask_json(&Request::Verified { device })?)),
+            Self::File(policy) => {
+                Ok(run::verified_kinds(policy).get(&device).copied().unwrap_or_default())
+            }
+        }
+    }
+
+    /// The rule for the file's fs-verity digest, if there is one and the content's own rule does
+    /// not decide.
+    fn rule_by_fsverity(
+        &self,
+        seen: &Seen,
+        own: Option<&RuleFound>,
+    ) -> Result<Option<RuleFound>, Failure> {
+        match seen.fsverity {
+            Some(digest) if own.is_none() => {
+                Ok(self.rule(Some(&fsverity_key(&digest)))?.rule.filter(|rule| !rule.denied))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn rule(&self, digest: Option<&Digest>) -> Result<RuleAnswer, Failure> {
@@ -146,6 +176,10 @@ fn words(kinds: Kinds) -> Vec<&'static str> {
 /// What can be told from the file alone.
 struct Seen {
     digest: Option<Digest>,
+    fsverity: Option<Digest>,
+    device: u64,
+    /// What it may be used as because of its filesystem.
+    verified: Kinds,
     size: u64,
     filesystem: String,
     kinds: Kinds,
@@ -161,8 +195,16 @@ fn look_at(path: &Path) -> io::Result<Seen> {
     }
     let magic = filesystems::magic_of(path)?;
     let filesystem = filesystems::name(magic);
-    let mut seen =
-        Seen { digest: None, size: metadata.len(), filesystem, kinds: Kinds::NONE, trouble: None };
+    let mut seen = Seen {
+        digest: None,
+        fsverity: None,
+        device: metadata.dev(),
+        verified: Kinds::NONE,
+        size: metadata.len(),
+        filesystem,
+        kinds: Kinds::NONE,
+        trouble: None,
+    };
     if kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device() {
         // /dev/zero can be mapped as code; nothing else here can become any.
         seen.kinds = Kinds::LIBRARY;
@@ -170,6 +212,7 @@ fn look_at(path: &Path) -> io::Result<Seen> {
         return Ok(seen);
     }
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    seen.fsverity = fsverity::measured(&file);
     seen.kinds = artifact::identify(&file)?.unwrap_or(Kinds::NONE);
     if filesystems::UNTRUSTED.iter().any(|untrusted| untrusted.magic == magic) {
         seen.trouble = Some(Reason::Filesystem);
@@ -189,6 +232,10 @@ fn judge_use(
     enforces: bool,
 ) -> Use {
     let place = |rule: &RuleFound| format!("{}:{}", Plain(&rule.file), rule.line);
+    let exec = Kinds::EXECUTABLE.union(Kinds::SCRIPT);
+    let verified =
+        seen.verified.intersects(kind) || (exec.intersects(kind) && exec.intersects(seen.verified));
+    let listed = |rule: &RuleFound| rule.kinds.iter().any(|word| as_good_as(word, kind));
     let add = format!("list this digest with kinds = [\"{word}\"]");
     let (reason, why) = match (seen.trouble, &answer.rule) {
         (Some(reason @ Reason::NotAFile), _) => (reason, "it is not a regular file".into()),
@@ -198,13 +245,18 @@ fn judge_use(
         (Some(reason), _) => {
             (reason, format!("content on {} can change between check and use", seen.filesystem))
         }
+        (None, rule)
+            if verified && !rule.as_ref().is_some_and(|rule| rule.denied || listed(rule)) =>
+        {
+            (Reason::VerifiedFilesystem, "the policy trusts its verified filesystem".into())
+        }
         (None, None) => {
             (Reason::Unlisted, format!("not in policy {}; to allow: {add}", answer.policy))
         }
         (None, Some(rule)) if rule.denied => {
             (Reason::Denied, format!("denied at {}; to allow: remove that", place(rule)))
         }
-        (None, Some(rule)) if !rule.kinds.iter().any(|listed| as_good_as(listed, kind)) => (
+        (None, Some(rule)) if !listed(rule) => (
             Reason::WrongKind,
             format!(
                 "listed as {} at {}; to allow: add \"{word}\" there",
@@ -215,7 +267,7 @@ fn judge_use(
         (None, Some(rule)) => (Reason::Listed, format!("listed at {}", place(rule))),
     };
     let outcome = match (reason, enforces) {
-        (Reason::Listed, _) => "allow",
+        (Reason::Listed | Reason::VerifiedFilesystem, _) => "allow",
         (_, false) => "would-deny",
         (_, true) => "deny",
     };
@@ -258,6 +310,9 @@ mod tests {
     fn judged(kinds: &[&str], denied: bool, kind: Kinds, trouble: Option<Reason>) -> &'static str {
         let seen = Seen {
             digest: Some([1; 32]),
+            fsverity: None,
+            device: 0,
+            verified: Kinds::NONE,
             size: 1,
             filesystem: "ext4".into(),
             kinds: kind,

@@ -40,6 +40,11 @@ pub enum Request {
         /// 64 hexadecimal digits.
         digest: String,
     },
+    /// What the policy lets files on a device be used as without looking at them.
+    Verified {
+        /// The device, as system calls number it.
+        device: u64,
+    },
     /// Change the mode.
     Mode {
         /// `audit` or `enforce`.

@@ -40,6 +40,8 @@ pub struct Layout {
     globals: Vec<(&'static str, u32)>,
     /// Whether there is what the programs need that watch the device mapper's devices (from 5.11).
     pub can_watch_devices: bool,
+    /// Whether the digest of files with fs-verity can be seen.
+    pub has_fsverity: bool,
     /// Whether the LSM hook `file_truncate` exists (from 6.2).
     pub has_file_truncate: bool,
     /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
@@ -89,8 +91,11 @@ impl Layout {
         }
         let devices = device_fields(&btf);
         globals.extend(devices.iter().flatten());
+        let fsverity = fsverity_fields(&btf);
+        globals.extend(fsverity.iter().flatten());
         Ok(Self {
             globals,
+            has_fsverity: fsverity.is_some(),
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
@@ -127,4 +132,17 @@ fn device_fields(btf: &Btf<'_>) -> Option<Vec<(&'static str, u32)>> {
         .iter()
         .map(|(global, structure, member)| Some((*global, btf.offset(structure, member).ok()?)));
     fields.collect()
+}
+
+/// Where the digest of a file with fs-verity is found (`fs/verity/fsverity_private.h`).
+fn fsverity_fields(btf: &Btf<'_>) -> Option<[(&'static str, u32); 4]> {
+    let offset = |structure, member| btf.offset(structure, member).ok();
+    let size =
+        offset("fsverity_info", "tree_params")? + offset("merkle_tree_params", "digest_size")?;
+    Some([
+        ("FSVERITY", 1),
+        ("INODE_I_VERITY_INFO", offset("inode", "i_verity_info")?),
+        ("FSVERITY_INFO_FILE_DIGEST", offset("fsverity_info", "file_digest")?),
+        ("FSVERITY_INFO_DIGEST_SIZE", size),
+    ])
 }

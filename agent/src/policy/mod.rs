@@ -12,7 +12,7 @@ use std::{
 };
 
 use indicatif::ProgressBar;
-use portcullis_common::{Choices, Digest, Kinds, Mode, Rule};
+use portcullis_common::{Choices, Digest, Kinds, Mode, Rule, fsverity_key};
 
 use diagnostic::{Diagnostic, Diagnostics, Text};
 use source::{Source, VerifiedFilesystem};
@@ -63,10 +63,8 @@ impl Policy {
 
         let mut rules = Rules::default();
         for allow in &source.allow {
-            rules.add(
-                allow.digest,
-                Rule { kinds: allow.kinds, denied: 0, source: 0, line: allow.line },
-            );
+            let key = if allow.fsverity { fsverity_key(&allow.digest) } else { allow.digest };
+            rules.add(key, Rule { kinds: allow.kinds, denied: 0, source: 0, line: allow.line });
         }
         for deny in &source.deny {
             rules.add(deny.digest, Rule { denied: 1, line: deny.line, ..Rule::default() });
@@ -107,6 +105,9 @@ impl Policy {
         let mut choices = source.choices;
         if rules.iter().any(|(_, rule)| rule.kinds.intersects(Kinds::INTERPRETER)) {
             choices = choices.union(Choices::INTERPRETERS);
+        }
+        if source.allow.iter().any(|allow| allow.fsverity) {
+            choices = choices.union(Choices::FSVERITY);
         }
         let counts = |rule: &Rule| rule.denied == 1 || rule.kinds.intersects(Kinds::MARKS);
         if rules.iter().any(|(_, rule)| counts(rule)) {

@@ -58,6 +58,8 @@ pub struct Include {
 pub struct Allow {
     /// The artifact.
     pub digest: Digest,
+    /// Whether that is its fs-verity digest, and not its content's.
+    pub fsverity: bool,
     /// What it may be used as.
     pub kinds: Kinds,
     /// Line of the digest.
@@ -84,7 +86,7 @@ const TOP_KEYS: [&str; 9] = [
     "allow",
     "deny",
 ];
-const ALLOW_KEYS: [&str; 4] = ["digest", "kinds", "path", "comment"];
+const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
 const INCLUDE_KEYS: [&str; 2] = ["path", "kinds"];
 
@@ -327,7 +329,19 @@ impl Reader<'_> {
 
     fn allow(&mut self, value: &Value<'_>) -> Option<Allow> {
         let table = self.table(value, &ALLOW_KEYS, "[[allow]]")?;
-        let digest = self.digest(value, table, "[[allow]]");
+        let fsverity = table.get("fsverity");
+        let digest = match (fsverity, table.get("digest")) {
+            (Some(_), Some(digest)) => {
+                self.report_help(
+                    digest.span().start,
+                    "`digest` and `fsverity` in one [[allow]]",
+                    "write two: each allows the file by itself",
+                );
+                None
+            }
+            (Some(written), None) => self.digest_at(written, "fsverity"),
+            (None, _) => self.digest(value, table, "[[allow]]"),
+        };
         let kinds = match table.get("kinds") {
             Some(kinds) => self.kinds(kinds),
             None => {
@@ -341,7 +355,7 @@ impl Reader<'_> {
         };
         self.comments(table);
         let (digest, line) = digest?;
-        Some(Allow { digest, kinds: kinds?, line })
+        Some(Allow { digest, fsverity: fsverity.is_some(), kinds: kinds?, line })
     }
 
     fn deny(&mut self, value: &Value<'_>) -> Option<Deny> {
@@ -398,11 +412,21 @@ impl Reader<'_> {
             );
             return None;
         };
-        let written = self.string(value, "digest")?;
+        self.digest_at(value, "digest")
+    }
+
+    fn digest_at(&mut self, value: &Value<'_>, key: &str) -> Option<(Digest, u32)> {
+        let written = self.string(value, key)?;
         match digest::parse(written) {
             Ok(digest) => Some((digest, self.text.line(value.span().start))),
             Err(error) => {
-                self.report_help(value.span().start, error.to_string(), error.help());
+                let help = match key {
+                    "fsverity" => {
+                        "copy it as `fsverity digest` prints it: sha256 and 64 digits".into()
+                    }
+                    _ => error.help(),
+                };
+                self.report_help(value.span().start, error.to_string(), help);
                 None
             }
         }

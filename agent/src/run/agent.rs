@@ -327,6 +327,7 @@ impl Agent {
                 Answer::Lines { past, to_come: follow.then_some(to_come), json }
             }
             Request::Rule { digest } => self.rule(&digest),
+            Request::Verified { device } => server::json(&self.gates.verified_kinds(device).0),
             Request::Mode { mode, skip_preflight } => match mode_named(&mode) {
                 None => {
                     let message = format!("unknown mode \"{mode}\"; it can be audit or enforce");

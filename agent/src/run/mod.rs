@@ -18,13 +18,13 @@ use std::{
 };
 
 use indicatif::ProgressBar;
-use portcullis_common::{Kinds, Mode};
+use portcullis_common::{Choices, Kinds, Mode};
 use thiserror::Error;
 
 use crate::{
     artifact::MAX_HASHED_BYTES,
     kernel::{
-        check::{Check, first_failure},
+        check::{Check, State, first_failure},
         facts,
         gates::{Gates, GatesError, Settings},
         layout::{Hashing, Layout},
@@ -195,6 +195,15 @@ fn start(
         sinks.push(opened.map_err(|source| RunError::Events { path: path.clone(), source })?);
     }
 
+    if policy.choices.contains(Choices::FSVERITY) && !layout.has_fsverity {
+        checks.push(Check::bad(
+            State::Warning,
+            "fs-verity",
+            "files listed by their fs-verity digests",
+            "this kernel does not show the digests, so these rules allow nothing",
+            "list the files by the SHA-256 of their content as well",
+        ));
+    }
     let settings = Settings {
         max_hashed_bytes: MAX_HASHED_BYTES,
         memfd_device: selftest::memfd_device().map_err(system("making a memfd"))?,
@@ -262,7 +271,7 @@ fn start(
 }
 
 /// What the policy would let files be used as because their device is verified, by device.
-fn verified_kinds(policy: &Policy) -> HashMap<u64, Kinds> {
+pub(crate) fn verified_kinds(policy: &Policy) -> HashMap<u64, Kinds> {
     let listed = &policy.verified_filesystems;
     if listed.is_empty() {
         return HashMap::new();
@@ -297,7 +306,7 @@ fn pin(gates: &mut Gates, checks: &mut Vec<Check>) -> Option<Pins> {
         }
         Err(why) => {
             let found = format!("they end with it: {why}");
-            checks.push(Check::bad(crate::kernel::check::State::Warning, id, title, found, mend));
+            checks.push(Check::bad(State::Warning, id, title, found, mend));
             None
         }
     }

@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_common::{Digest, Kinds, Rule};
+use portcullis_common::{Digest, Kinds, Rule, fsverity_key};
 
 use crate::{
-    artifact::{MAX_HASHED_BYTES, digest},
+    artifact::{MAX_HASHED_BYTES, digest, fsverity},
     policy::manifest::kinds_words,
 };
 
@@ -25,6 +25,8 @@ pub struct InUse {
     pub digest: Option<Digest>,
     /// The device that it lies on, as system calls number it.
     pub device: u64,
+    /// Its fs-verity digest, if it has one.
+    pub fsverity: Option<Digest>,
     /// Who uses it.
     pub used_by: String,
 }
@@ -48,7 +50,11 @@ pub fn refused(
     let allows = |one: &InUse| match one.digest.as_ref().and_then(&rule) {
         Some(rule) if rule.denied == 1 => false,
         Some(rule) if rule.kinds.intersects(one.kind) => true,
-        _ => verified(one.device).intersects(one.kind),
+        _ => {
+            let single = one.fsverity.and_then(|digest| rule(&fsverity_key(&digest)));
+            single.is_some_and(|rule| rule.kinds.intersects(one.kind))
+                || verified(one.device).intersects(one.kind)
+        }
     };
     in_use.into_iter().filter(|one| !allows(one)).collect()
 }
@@ -114,7 +120,9 @@ impl Search {
         if !metadata.is_file() || !self.seen.insert((metadata.dev(), metadata.ino(), kind)) {
             return;
         }
-        let digest = File::open(file)
+        let opened = File::open(file);
+        let fsverity = opened.as_ref().ok().and_then(fsverity::measured);
+        let digest = opened
             .and_then(|opened| digest::of_file(&opened, MAX_HASHED_BYTES))
             .map(|(digest, _)| digest);
         self.found.push(InUse {
@@ -122,6 +130,7 @@ impl Search {
             kind,
             digest: digest.ok(),
             device: metadata.dev(),
+            fsverity,
             used_by: used_by.to_owned(),
         });
     }

@@ -17,6 +17,7 @@ mod bad_input;
 mod churn;
 mod events_stream;
 mod execve_check;
+mod fsverity;
 mod kernel_checks;
 mod life;
 mod limits;
@@ -94,6 +95,7 @@ pub const ALL: &[Scenario] = &[
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("verified-filesystem", verified::filesystem),
+    usual("fs-verity", fsverity::by_digest),
     usual("verified-filesystem-attacks", verified::attacks),
     usual("reappraisal", reappraisal::notices),
     usual("memory-protection", attacks_protection::of_files),

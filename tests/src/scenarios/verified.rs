@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::{base_policy, fresh, sha256};
 use crate::{
-    agent::{Agent, PATIENCE, Policy, json},
+    agent::{Agent, PATIENCE, Policy, expect, json, text},
     attack::{Attempt, EVIL, GOOD, exec_path},
     dm::{Mapped, Table},
     events,
@@ -102,7 +102,8 @@ fn good_program(image: &[u8]) -> Result<usize> {
     before.context("no exit code")
 }
 
-fn loop_device(file: &Path) -> Result<String> {
+/// A device that is a file.
+pub fn loop_device(file: &Path) -> Result<String> {
     let output = Command::new("/bin/losetup").arg("-f").output()?;
     let device = String::from_utf8(output.stdout)?.trim().to_owned();
     let status = Command::new("/bin/losetup").arg(&device).arg(file).status()?;
@@ -177,6 +178,8 @@ pub fn filesystem() -> Result<()> {
     let count = events::all()?.iter().filter(decided).count();
     ensure!(count <= 2, "{count} events for one program and its own mapping");
     ensure!(health("verified-filesystems")?["state"] == "ok");
+    let output = expect(0, &["explain", text(&program)?])?;
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("verified filesystem"), "{output:?}");
 
     // Unmounted, removed, and made anew while the agent runs.
     unmount("/mnt/verified", UnmountFlags::empty())?;

@@ -30,6 +30,22 @@ fn mistakes(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_file_is_listed_by_one_digest_or_the_other() {
+    let head = "name = \"p\"\nversion = 1\nmode = \"audit\"\n[[allow]]\n";
+    let parse = |rest: &str| {
+        Source::parse(Path::new("p.toml"), &format!("{head}{rest}\nkinds = [\"library\"]\n"))
+            .map_err(|found| found.to_string())
+    };
+    let hash = "5a".repeat(32);
+    let allow = parse(&format!("fsverity = \"sha256:{hash}\"")).expect("good").allow[0];
+    assert_eq!((allow.digest, allow.fsverity), ([0x5a; 32], true));
+    let found = parse(&format!("fsverity = \"{hash}\"\ndigest = \"{hash}\"")).expect_err("both");
+    assert!(found.contains("write two"), "{found}");
+    let found = parse("fsverity = \"sha512:00\"").expect_err("another algorithm");
+    assert!(found.contains("fsverity digest"), "{found}");
+}
+
+#[test]
 fn verified_filesystems_are_listed_by_root_hash() {
     let head = "name = \"p\"\nversion = 1\nmode = \"audit\"\n[[filesystem]]\n";
     let parse = |rest: &str| {
@@ -62,7 +78,7 @@ fn reads_a_whole_policy() {
     assert_eq!(source.mode, Mode::Enforce);
     assert_eq!(source.include[1].kinds, Some(Kinds::LIBRARY));
     let kinds = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
-    assert_eq!(source.allow, [Allow { digest: [0xaa; 32], kinds, line: 10 }]);
+    assert_eq!(source.allow, [Allow { digest: [0xaa; 32], fsverity: false, kinds, line: 10 }]);
     assert_eq!(source.deny, [Deny { digest: [0xbb; 32], line: 15 }]);
     assert_eq!(source.trusted_filesystems, [0x6969]);
     assert_eq!(source.choices, Choices::MEMORY_DENIED.union(Choices::MOUNTED_DEVICES_CLOSED));
