@@ -28,6 +28,33 @@ pub struct EnumValue {
 /// looked for has this value.
 pub const NO_ENUMERATOR: u32 = 0xffff;
 
+/// Layout of the overlay filesystem's own structures, which come with a module that may be loaded
+/// at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OverlayLayout {
+    /// 1 if the rest is known, else 0.
+    pub known: u32,
+    /// Offset of `vfs_inode` in `struct ovl_inode`.
+    pub vfs_inode: u32,
+    /// Offset of `__upperdentry` in `struct ovl_inode`.
+    pub upper_dentry: u32,
+    /// Offset of `realfile` in `struct ovl_file`, which an open file's private data is from 6.13;
+    /// before that it is the layer's file itself: [`Self::NONE`].
+    pub opened_file: u32,
+}
+
+impl OverlayLayout {
+    /// There is no such structure.
+    pub const NONE: u32 = u32::MAX;
+}
+
+const _: () = assert!(size_of::<OverlayLayout>() == 16);
+
+#[cfg(feature = "agent")]
+// SAFETY: `repr(C)`, made of integers only, without padding (its size is asserted above).
+unsafe impl aya::Pod for OverlayLayout {}
+
 /// Holder of the lists.
 pub struct Fields;
 
@@ -43,6 +70,7 @@ macro_rules! for_each_kernel_field {
                 FILE_F_PATH = file . f_path;
                 FILE_F_MODE = file . f_mode;
                 FILE_F_MAPPING = file . f_mapping;
+                FILE_PRIVATE_DATA = file . private_data;
                 ADDRESS_SPACE_I_MMAP_WRITABLE = address_space . i_mmap_writable;
                 INODE_I_INO = inode . i_ino;
                 INODE_I_MODE = inode . i_mode;

@@ -15,8 +15,10 @@ pub use device::{VerifiedDevice, tables};
 pub use event::{
     ANCESTORS, Ancestor, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
 };
-pub use layout::{EnumValue, Field, Fields, NO_ENUMERATOR};
-pub use policy::{Active, Choices, DIGEST_LEN, Digest, Kinds, Mode, Rule, SLOTS, fsverity_key};
+pub use layout::{EnumValue, Field, Fields, NO_ENUMERATOR, OverlayLayout};
+pub use policy::{
+    Active, Choices, DIGEST_LEN, Digest, FILESYSTEM_IS_SERVED, Kinds, Mode, Rule, SLOTS, fsverity_key,
+};
 pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 
 /// Declares a fieldless enum whose values cross the kernel boundary as one byte, with the stable

@@ -20,6 +20,10 @@ pub fn fsverity_key(digest: &Digest) -> Digest {
 /// How many policies the kernel can hold at once: the active one and the one being filled.
 pub const SLOTS: u32 = 2;
 
+/// Set for filesystems whose content cannot be relied on to be the same twice, as somebody else
+/// serves it. They are refused where the policy does not trust them.
+pub const FILESYSTEM_IS_SERVED: u64 = 1 << 63;
+
 /// The kinds of artifact, as a set. What a digest may be used as, and what a gate is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]

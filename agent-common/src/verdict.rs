@@ -140,6 +140,8 @@ impl VerdictWord {
     const DENIED: u64 = 1 << 9;
     /// Set when the policy has a rule for the digest.
     const RULED: u64 = 1 << 10;
+    /// Set on a merged file of an overlay, whose content can change without it.
+    const MERGED: u64 = 1 << 12;
 
     /// Set when the kinds come from trust in the filesystem, which must be asked for at each use.
     const VERIFIED: u64 = 1 << 11;
@@ -177,6 +179,20 @@ impl VerdictWord {
             None => 0,
         };
         Self(generation << 16 | Self::KNOWN | flags)
+    }
+
+    /// The same for a merged file of an overlay filesystem.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_merged_file(self) -> Self {
+        Self(self.0 | Self::MERGED)
+    }
+
+    /// Whether the file is a merged file of an overlay filesystem.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of_merged_file(self) -> bool {
+        self.0 & Self::MERGED != 0
     }
 
     /// Whether the verdict was made under the policy of `generation`.
@@ -225,13 +241,16 @@ pub struct Verdict {
     /// A number that no other record ever had. A gate that finds another one after hashing knows
     /// that the record it started with was deleted: a writer came by.
     pub stamp: u64,
+    /// For a merged file of an overlay: how many times layers had been opened for writing behind
+    /// merged files when it was hashed.
+    pub layer_writes: u64,
     /// The rule that decided.
     pub rule: Rule,
     /// The content's digest, if [`VerdictWord::is_known`].
     pub digest: Digest,
 }
 
-const _: () = assert!(size_of::<Verdict>() == 56);
+const _: () = assert!(size_of::<Verdict>() == 64);
 
 /// Which program a process runs, where its inode cannot be asked for a verdict. The kernel keeps a
 /// running program from being written, so the digest that was found at exec is still its own.

@@ -15,6 +15,7 @@ use crate::{
         path_dentry,
     },
     maps::{VERDICTS, active, is_mounted_device},
+    overlay,
     report::{Report, report},
 };
 
@@ -32,7 +33,9 @@ pub fn invalidate_file_open(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
     unsafe {
-        if file_mode(file) & FMODE_WRITE == 0 {
+        let writes = file_mode(file) & FMODE_WRITE != 0;
+        overlay::note_open(file, writes);
+        if !writes {
             return 0;
         }
         let inode = file_inode(file);
@@ -74,7 +77,7 @@ unsafe fn judge_device(file: *const File, inode: *const Inode) -> i32 {
 pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
     let path: *const c_void = ctx.arg(0);
     // SAFETY: the hook's argument is a `const struct path *`.
-    unsafe { forget(dentry_inode(path_dentry(path))) };
+    unsafe { truncated(dentry_inode(path_dentry(path))) };
     0
 }
 
@@ -84,8 +87,21 @@ pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
 pub fn invalidate_file_truncate(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
-    unsafe { forget(file_inode(file)) };
+    unsafe { truncated(file_inode(file)) };
     0
+}
+
+/// # Safety
+/// `inode` is null or a kernel pointer that the verifier tracks.
+#[inline(always)]
+unsafe fn truncated(inode: *mut Inode) {
+    if !inode.is_null() {
+        // SAFETY: by the contract.
+        unsafe {
+            overlay::note_write(inode);
+            forget(inode);
+        }
+    }
 }
 
 /// # Safety

@@ -19,6 +19,7 @@ use crate::{
         MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count, forget_jit_program,
         is_untrusted_filesystem, remember_jit_program, rule,
     },
+    overlay,
     report::{Report, report, report_without_file},
 };
 
@@ -57,6 +58,7 @@ pub unsafe fn judge(hook: Hook, file: *const File, wanted: Kinds) -> i32 {
             let word = load_word(verdict);
             if word.is_of(active.generation())
                 && inode_writers(inode) <= 0
+                && (!word.is_of_merged_file() || is_current(verdict, file, inode, active))
                 && covers(hook.gate, word.kinds(), wanted, inode)
                 && (!word.is_verified() || still_verified(hook.gate, inode, active, wanted))
             {
@@ -64,6 +66,24 @@ pub unsafe fn judge(hook: Hook, file: *const File, wanted: Kinds) -> i32 {
             }
         }
         judge_in_full(hook, file, inode, wanted)
+    }
+}
+
+/// Whether a verdict on a merged file of an overlay still is one on its content.
+///
+/// # Safety
+/// `verdict` points into the inode's storage; `inode` is that of `file`.
+#[inline(always)]
+unsafe fn is_current(
+    verdict: *const Verdict,
+    file: *const File,
+    inode: *const Inode,
+    active: Active,
+) -> bool {
+    // SAFETY: by the contract.
+    unsafe {
+        (*verdict).layer_writes == overlay::writes()
+            && overlay::check_layers(file, inode, active.generation()).is_ok()
     }
 }
 
@@ -304,6 +324,8 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
             return appraisal;
         }
         let stamp = claim(record);
+        let is_merged = inode_filesystem(inode) == overlay::MAGIC;
+        let layer_writes = if is_merged { overlay::writes() } else { 0 };
         let known = load_word(record);
         if inode_writers(inode) > 0 {
             appraisal.reason = Some(Reason::BeingWritten);
@@ -322,7 +344,7 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
                 || verified(inode, generation, wanted).is_some()
         };
         let mut has_digest = true;
-        if known.is_known() {
+        if known.is_known() && (*record).layer_writes == layer_writes {
             appraisal.digest = (*record).digest;
             appraisal.cached = known.is_of(appraisal.active.generation());
         } else if trusted && !appraisal.active.choices().contains(Choices::CONTENT_COUNTS) {
@@ -398,6 +420,18 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
             appraisal.reason = Some(Reason::BeingWritten);
             return appraisal;
         }
+        if is_merged {
+            if overlay::writes() != layer_writes {
+                appraisal.reason = Some(Reason::Unstable);
+                return appraisal;
+            }
+            if let Err(reason) = overlay::check_layers(file, inode, generation) {
+                appraisal.reason = Some(reason);
+                return appraisal;
+            }
+            appraisal.word = appraisal.word.of_merged_file();
+        }
+        (*record).layer_writes = layer_writes;
         (*record).digest = appraisal.digest;
         (*record).rule = appraisal.rule;
         store_word(record, appraisal.word);
@@ -471,6 +505,8 @@ unsafe fn why_not_identifiable(
             Some(Reason::Filesystem)
         } else if inode_size(inode) > MAX_HASHED_BYTES.load() {
             Some(Reason::TooLarge)
+        } else if inode_filesystem(inode) == overlay::MAGIC {
+            overlay::check_layers(file, inode, generation).err()
         } else if inode_device(inode) == MEMFD_DEVICE.load() && !sealed_against_writing(file) {
             Some(Reason::Unsealed)
         } else {

@@ -132,6 +132,8 @@ accessors! { by load:
     inode_writers(Inode) -> i32 = INODE_I_WRITECOUNT;
     /// The inode behind a directory entry, or null.
     dentry_inode(Dentry) -> *mut Inode = DENTRY_D_INODE;
+    /// What the filesystem keeps with an open file: a pointer, which is a number to the verifier.
+    file_private_data(File) -> u64 = FILE_PRIVATE_DATA;
     /// What a special file stands for: the device number, in the kernel's encoding.
     inode_special_device(Inode) -> u32 = INODE_I_RDEV;
     /// The file behind a mapping, or null.

@@ -20,6 +20,7 @@ mod mapping;
 mod maps;
 mod memory;
 mod names;
+mod overlay;
 mod report;
 
 /// Dual-licensed, because the helpers used are for GPL-compatible programs only.

@@ -8,7 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portcullis_common::{
-    Active, Counter, DIGEST_LEN, Digest, Event, Gate, PATH_SHORT, ProgramKey, Rule, SLOTS, Verdict,
+    Active, Counter, DIGEST_LEN, Digest, Event, FILESYSTEM_IS_SERVED, Gate, OverlayLayout,
+    PATH_SHORT, ProgramKey, Rule, SLOTS, Verdict,
 };
 
 use crate::instructions;
@@ -48,10 +49,22 @@ pub static VERDICTS: InodeStorage<Verdict> = InodeStorage::new();
 #[btf_map]
 pub static WAS_MAPPED: InodeStorage<u64> = InodeStorage::new();
 
-/// Magic numbers of filesystems whose content cannot be relied on to be the same twice, and bit by
-/// bit the slots whose policy trusts them all the same.
+/// Set on files that an overlay filesystem has opened as a layer's.
 #[btf_map]
-static UNTRUSTED_FILESYSTEMS: HashMap<u64, u64, 64> = HashMap::new();
+pub static LAYERED: InodeStorage<u64> = InodeStorage::new();
+
+/// How many times a file with [`LAYERED`] was opened for writing by others than an overlay.
+#[btf_map]
+pub static OVERLAY_WRITES: Array<u64, 1> = Array::new();
+
+/// The layout of the overlay filesystem's structures, once the agent knows it.
+#[btf_map]
+pub static OVERLAY_LAYOUT: Array<OverlayLayout, 1> = Array::new();
+
+/// By magic number of those filesystems that a policy can trust: bit by bit the slots whose policy
+/// does, and [`FILESYSTEM_IS_SERVED`].
+#[btf_map]
+static FILESYSTEMS: HashMap<u64, u64, 64> = HashMap::new();
 
 /// Digests of programs with [`Kinds::JIT`] that were started, for hooks that cannot ask the inode.
 #[btf_map]
@@ -111,11 +124,22 @@ pub fn rule(generation: u64, digest: &[u8; DIGEST_LEN]) -> Option<Rule> {
 /// of `generation` does not trust it.
 #[inline(always)]
 pub fn is_untrusted_filesystem(magic: u64, generation: u64) -> bool {
-    UNTRUSTED_FILESYSTEMS.get_ptr(&magic).is_some_and(|trusted| {
-        // SAFETY: points to a map value.
-        let trusted = unsafe { trusted.read_volatile() };
-        trusted >> Active::slot(generation) & 1 == 0
+    filesystem(magic).is_some_and(|known| {
+        known & FILESYSTEM_IS_SERVED != 0 && known >> Active::slot(generation) & 1 == 0
     })
+}
+
+/// Whether the policy of `generation` trusts this filesystem although its files cannot be
+/// identified as others can.
+#[inline(always)]
+pub fn is_trusted_filesystem(magic: u64, generation: u64) -> bool {
+    filesystem(magic).is_some_and(|known| known >> Active::slot(generation) & 1 == 1)
+}
+
+#[inline(always)]
+fn filesystem(magic: u64) -> Option<u64> {
+    // SAFETY: points to a map value.
+    FILESYSTEMS.get_ptr(&magic).map(|known| unsafe { known.read_volatile() })
 }
 
 /// Remembers a program that may make memory executable, as it is being started.

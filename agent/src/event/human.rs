@@ -156,6 +156,9 @@ fn mend(decision: &Decision) -> Option<String> {
         "no-file" => Some("to allow: load it from a file whose digest is listed".into()),
         "not-appraised" => Some("to allow: map it as code from the beginning".into()),
         "stale-layer" => Some("to allow: open it anew".into()),
+        "layers-unknown" => {
+            Some("to allow: add [[filesystem]] type = \"overlay\", and see docs/limits.md".into())
+        }
         _ => None,
     }
 }

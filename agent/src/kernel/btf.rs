@@ -76,6 +76,8 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Where each type begins in `types`. Type ids count from 1; 0 is `void`.
     starts: Vec<usize>,
+    /// For a module: the kernel's own strings, after which its strings are counted.
+    base_strings: &'a [u8],
 }
 
 /// One type's fixed part.
@@ -100,18 +102,21 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// If the bytes are not whole BTF in the machine's byte order.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
-        let magic = bytes.get(..2).ok_or(BtfError::NotBtf)?;
-        if magic != MAGIC.to_ne_bytes() {
-            return Err(BtfError::NotBtf);
-        }
-        let header = word(bytes, 4)?;
-        let section = |at: usize| -> Result<&'a [u8]> {
-            let start = header.saturating_add(word(bytes, at)?);
-            let range = start..start.saturating_add(word(bytes, at + 4)?);
-            bytes.get(range).ok_or(BtfError::Damaged(start))
-        };
-        let (types, strings) = (section(8)?, section(16)?);
-        let mut btf = Self { types, strings, starts: vec![0] };
+        Self::parse_after(bytes, &[])
+    }
+
+    /// Reads the type information of a module, which goes on where the kernel's own ends. Members
+    /// within anonymous structs are not found.
+    ///
+    /// # Errors
+    /// As for [`Self::parse`].
+    pub fn parse_module(kernel: &'a [u8], bytes: &'a [u8]) -> Result<Self> {
+        Self::parse_after(bytes, sections(kernel)?.1)
+    }
+
+    fn parse_after(bytes: &'a [u8], base_strings: &'a [u8]) -> Result<Self> {
+        let (types, strings) = sections(bytes)?;
+        let mut btf = Self { types, strings, starts: vec![0], base_strings };
         let mut at = 0;
         while at < types.len() {
             let header = btf.header_at(at)?;
@@ -214,7 +219,8 @@ impl<'a> Btf<'a> {
             if name == member {
                 return Ok(Some((offset, width)));
             }
-            if name.is_empty() {
+            // A module's ids count on from the kernel's, which are not here.
+            if name.is_empty() && self.base_strings.is_empty() {
                 let inner = self.unqualified(word(self.types, entry + 4)?)?;
                 if matches!(inner.kind, kind::STRUCT | kind::UNION)
                     && let Some((within, width)) = self.find_member(inner, member, depth + 1)?
@@ -264,9 +270,28 @@ impl<'a> Btf<'a> {
     }
 
     fn name(&self, at: usize) -> &'a [u8] {
-        let rest = self.strings.get(at..).unwrap_or_default();
+        let rest = match at.checked_sub(self.base_strings.len()) {
+            Some(at) => self.strings.get(at..),
+            None => self.base_strings.get(at..),
+        };
+        let rest = rest.unwrap_or_default();
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
+}
+
+/// The sections of types and strings.
+fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
+    let magic = bytes.get(..2).ok_or(BtfError::NotBtf)?;
+    if magic != MAGIC.to_ne_bytes() {
+        return Err(BtfError::NotBtf);
+    }
+    let header = word(bytes, 4)?;
+    let section = |at: usize| {
+        let start = header.saturating_add(word(bytes, at)?);
+        let range = start..start.saturating_add(word(bytes, at + 4)?);
+        bytes.get(range).ok_or(BtfError::Damaged(start))
+    };
+    Ok((section(8)?, section(16)?))
 }
 
 fn word32(bytes: &[u8], at: usize) -> Result<u32> {
@@ -289,12 +314,17 @@ mod tests {
     /// Type information made by hand: `struct outer { int a; union { const T b; int c:3; int :11,
     /// d:1; }; }` with `typedef struct { int pad; int deep; } T`, `enum e { ONE = 1, SIX = 6 }`, `void f()`.
     fn sample() -> Vec<u8> {
+        sample_after(0)
+    }
+
+    /// The same with names that are counted from `base_strings`.
+    fn sample_after(base_strings: usize) -> Vec<u8> {
         let mut strings = vec![0u8];
         let mut name = |text: &str| {
             let at = strings.len();
             strings.extend_from_slice(text.as_bytes());
             strings.push(0);
-            u32::try_from(at).expect("short")
+            u32::try_from(base_strings + at).expect("short")
         };
         let info = |kind: u32, entries: u32, flag: u32| flag << 31 | kind << 24 | entries;
         let words: Vec<u32> = [
@@ -347,6 +377,12 @@ mod tests {
         assert!(matches!(btf.offset("T", "deep"), Err(BtfError::NoMember { .. })));
         assert_eq!(btf.enumerator("e", "SIX"), Ok(6));
         assert!(matches!(btf.enumerator("e", "TWO"), Err(BtfError::NoEnumerator { .. })));
+        // A module's names count on from the kernel's, and anonymous members are skipped.
+        let of_module = sample_after(btf.strings.len());
+        let module = Btf::parse_module(&bytes, &of_module).expect("whole");
+        assert_eq!(module.offset("outer", "a"), Ok(0));
+        assert!(matches!(module.offset("outer", "deep"), Err(BtfError::NoMember { .. })));
+        assert!(Btf::parse_module(b"", &of_module).is_err());
         assert!(btf.has_function("f"));
         assert!(!btf.has_function("int"));
     }

@@ -237,12 +237,32 @@ fn jit() -> Check {
     }
 }
 
+/// The level of lockdown in force.
+fn lockdown_level() -> String {
+    let found = securityfs("lockdown").unwrap_or_else(|_| "not in this kernel".into());
+    found.split(['[', ']']).nth(1).unwrap_or(found.trim()).to_owned()
+}
+
+/// Whether the kernel lets programs read memory of which they know no types.
+#[must_use]
+pub fn may_read_kernel() -> bool {
+    lockdown_level() != "confidentiality"
+}
+
 fn lockdown() -> Check {
     let (id, title) = ("lockdown", "kernel lockdown");
-    let found = securityfs("lockdown").unwrap_or_else(|_| "not in this kernel".into());
-    let chosen = found.split(['[', ']']).nth(1).unwrap_or(found.trim());
-    // The programs use typed loads only, which every level permits.
-    Check::ok(id, title, chosen)
+    let level = lockdown_level();
+    if may_read_kernel() {
+        return Check::ok(id, title, level);
+    }
+    // All else uses typed loads, which every level permits.
+    Check::bad(
+        State::Warning,
+        id,
+        title,
+        format!("{level}: files on overlay filesystems cannot be identified, and are refused"),
+        "run nothing from overlay filesystems, or use lockdown=integrity",
+    )
 }
 
 /// Whether the program that a process runs can be opened for writing. It could on kernels 6.11 to

@@ -38,12 +38,20 @@ pub const UNTRUSTED: &[Filesystem] = &[
     filesystem(0x9584_58f6, "hugetlbfs"),
 ];
 
+/// Overlay filesystems, whose files are judged by content where their layers can be looked at.
+pub const OVERLAY: Filesystem = filesystem(0x794c_7630, "overlay");
+
+/// Every kind that a policy can trust.
+pub fn trustable() -> impl Iterator<Item = &'static Filesystem> + Clone {
+    UNTRUSTED.iter().chain(std::iter::once(&OVERLAY))
+}
+
 /// What else a device is likely to run from, to give it a name in events.
 const LOCAL: &[Filesystem] = &[
     filesystem(0xef53, "ext4"),
     filesystem(0x0102_1994, "tmpfs"),
     filesystem(0x8584_58f6, "ramfs"),
-    filesystem(0x794c_7630, "overlay"),
+    OVERLAY,
     filesystem(0x5846_5342, "xfs"),
     filesystem(0x9123_683e, "btrfs"),
     filesystem(0xf2f5_2010, "f2fs"),

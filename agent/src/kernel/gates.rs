@@ -16,7 +16,9 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use indicatif::ProgressBar;
-use portcullis_common::{Active, Counter, Digest, Gate, Mode, Rule, SLOTS, Verdict};
+use portcullis_common::{
+    Active, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule, SLOTS, Verdict,
+};
 use thiserror::Error;
 
 use crate::{
@@ -167,6 +169,8 @@ pub struct Settings {
     pub memfd_device: u32,
     /// Whether the policy trusts verified filesystems, so that devices have to be watched.
     pub watch_devices: bool,
+    /// Whether the kernel lets programs read its memory.
+    pub may_read_kernel: bool,
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
@@ -189,6 +193,7 @@ pub struct Gates {
     /// it, as bits.
     filesystems: HashMap<MapData, u64, u64>,
     mounted_devices: HashMap<MapData, u32, u8>,
+    overlay_layout: Array<MapData, OverlayLayout>,
     policies: ArrayOfMaps<MapData, Rules>,
     /// The maps in the slots, and the one that was replaced last. A program that looked a map up
     /// before it was replaced may still be using it.
@@ -212,6 +217,7 @@ impl Gates {
     /// If the kernel refuses anything.
     pub fn load(layout: &Layout, settings: &Settings) -> Result<Self, GatesError> {
         let mut loader = EbpfLoader::new();
+        let may_read_kernel = u32::from(settings.may_read_kernel);
         // The programs have no relocations. Lets go of the kernel's types, 15 MB when parsed, which
         // the new loader has read, before they are read again below.
         loader.btf(None);
@@ -221,6 +227,7 @@ impl Gates {
         loader
             .override_global("MAX_HASHED_BYTES", &settings.max_hashed_bytes, true)
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
+            .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
         let mut ebpf = loader.load(OBJECT)?;
         let btf = Btf::from_sys_fs()?;
@@ -244,16 +251,21 @@ impl Gates {
         let Some(Map::InodeStorage(verdicts)) = ebpf.map("VERDICTS") else {
             return Err(GatesError::Missing("VERDICTS"));
         };
-        let records = Records::of(verdicts).map_err(GatesError::Records)?;
-        let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "UNTRUSTED_FILESYSTEMS")?;
+        let Some(Map::Array(overlay_writes)) = ebpf.map("OVERLAY_WRITES") else {
+            return Err(GatesError::Missing("OVERLAY_WRITES"));
+        };
+        let records = Records::of(verdicts, overlay_writes).map_err(GatesError::Records)?;
+        let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "FILESYSTEMS")?;
         for filesystem in filesystems::UNTRUSTED {
-            filesystems.insert(filesystem.magic, 0, 0)?;
+            filesystems.insert(filesystem.magic, FILESYSTEM_IS_SERVED, 0)?;
         }
+        filesystems.insert(filesystems::OVERLAY.magic, 0, 0)?;
         Ok(Self {
             hashing: layout.hashing,
             records,
             active,
             filesystems,
+            overlay_layout: take(&mut ebpf, "OVERLAY_LAYOUT")?,
             mounted_devices: take(&mut ebpf, "MOUNTED_DEVICES")?,
             policies: take(&mut ebpf, "POLICIES")?,
             verdicts_again: Some(duplicate(&ebpf, "VERDICTS")?),
@@ -315,7 +327,7 @@ impl Gates {
             progress.inc(1);
         }
         let slot = Active::slot(generation);
-        for filesystem in filesystems::UNTRUSTED {
+        for filesystem in filesystems::trustable() {
             let magic = filesystem.magic;
             let others = self.filesystems.get(&magic, 0)? & !(1 << slot);
             let own = u64::from(policy.trusted_filesystems.contains(&magic)) << slot;
@@ -351,6 +363,21 @@ impl Gates {
             self.mounted_devices.remove(device)?;
         }
         Ok(())
+    }
+
+    /// Tells how the overlay filesystem lays out its structures. Until then its files cannot be
+    /// identified.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn set_overlay_layout(&mut self, layout: OverlayLayout) -> Result<(), GatesError> {
+        Ok(self.overlay_layout.set(0, layout, 0)?)
+    }
+
+    /// Whether files of overlay filesystems can be identified.
+    #[must_use]
+    pub fn knows_overlay(&self) -> bool {
+        self.overlay_layout.get(&0, 0).is_ok_and(|layout| layout.known == 1)
     }
 
     /// What is in force.

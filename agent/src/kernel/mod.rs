@@ -12,6 +12,7 @@ pub mod gates;
 pub mod layout;
 pub mod mountpoints;
 pub mod mounts;
+pub mod overlay;
 pub mod pins;
 pub mod records;
 pub mod selftest;

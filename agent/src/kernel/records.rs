@@ -11,29 +11,38 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use aya::maps::{InodeStorage, Map, MapData, MapError};
+use aya::maps::{Array, InodeStorage, Map, MapData, MapError};
 use portcullis_common::{Digest, Rule, Verdict, VerdictWord};
+
+use crate::kernel::filesystems;
 
 /// `BPF_EXIST` (linux/bpf.h): change what is there, and make nothing new.
 const EXIST: u64 = 2;
 
-/// A handle on the map of verdicts.
+/// A handle on the map of verdicts, and on the number of writes behind overlay filesystems, which
+/// verdicts on their files carry.
 pub struct Records {
-    map: OwnedFd,
+    maps: [OwnedFd; 2],
     verdicts: InodeStorage<MapData, Verdict>,
+    overlay_writes: Array<MapData, u64>,
 }
 
 /// A record that says that somebody is hashing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim(u64);
+pub struct Claim {
+    stamp: u64,
+    /// As it was before the file was hashed.
+    layer_writes: u64,
+}
 
 impl Records {
-    /// A handle of its own on the map.
+    /// A handle of its own on the maps.
     ///
     /// # Errors
     /// If the process has no more descriptors.
-    pub fn of(map: &MapData) -> io::Result<Self> {
-        Self::from_descriptor(map.fd().as_fd().try_clone_to_owned()?)
+    pub fn of(verdicts: &MapData, overlay_writes: &MapData) -> io::Result<Self> {
+        let own = |map: &MapData| map.fd().as_fd().try_clone_to_owned();
+        Self::from_descriptors([own(verdicts)?, own(overlay_writes)?])
     }
 
     /// Another handle.
@@ -41,13 +50,25 @@ impl Records {
     /// # Errors
     /// If the process has no more descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Self::from_descriptor(self.map.try_clone()?)
+        let [verdicts, overlay_writes] = &self.maps;
+        Self::from_descriptors([verdicts.try_clone()?, overlay_writes.try_clone()?])
     }
 
-    fn from_descriptor(map: OwnedFd) -> io::Result<Self> {
-        let data = MapData::from_fd(map.try_clone()?).map_err(io::Error::other)?;
-        let verdicts = InodeStorage::try_from(Map::InodeStorage(data)).map_err(io::Error::other)?;
-        Ok(Self { map, verdicts })
+    fn from_descriptors(maps: [OwnedFd; 2]) -> io::Result<Self> {
+        let data = |map: &OwnedFd| MapData::from_fd(map.try_clone()?).map_err(io::Error::other);
+        let verdicts = Map::InodeStorage(data(&maps[0])?);
+        let overlay_writes = Map::Array(data(&maps[1])?);
+        Ok(Self {
+            verdicts: verdicts.try_into().map_err(io::Error::other)?,
+            overlay_writes: overlay_writes.try_into().map_err(io::Error::other)?,
+            maps,
+        })
+    }
+
+    /// What a verdict on the file has to carry to hold: of an overlay's merged file, the number of
+    /// writes behind such files; of any other, 0.
+    fn layer_writes(&self, file: &impl AsFd) -> Result<u64, MapError> {
+        if is_merged(file) { self.overlay_writes.get(&0, 0) } else { Ok(0) }
     }
 
     /// The file's record, if it has one.
@@ -66,19 +87,23 @@ impl Records {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn is_known(&self, file: &impl AsRawFd) -> Result<bool, MapError> {
-        Ok(self.get(file)?.is_some_and(|verdict| verdict.word.is_known()))
+    pub fn is_known(&self, file: &(impl AsFd + AsRawFd)) -> Result<bool, MapError> {
+        let layer_writes = self.layer_writes(file)?;
+        Ok(self
+            .get(file)?
+            .is_some_and(|verdict| verdict.word.is_known() && verdict.layer_writes == layer_writes))
     }
 
     /// Replaces the file's record by a claim.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn claim(&mut self, file: &impl AsRawFd) -> Result<Claim, MapError> {
+    pub fn claim(&mut self, file: &(impl AsFd + AsRawFd)) -> Result<Claim, MapError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let stamp = NEXT.fetch_add(1, Ordering::Relaxed);
+        let layer_writes = self.layer_writes(file)?;
         self.verdicts.insert(file, Verdict { stamp, ..Verdict::default() }, 0)?;
-        Ok(Claim(stamp))
+        Ok(Claim { stamp, layer_writes })
     }
 
     /// Puts the digest into the claimed record. Returns `false` if the claim is gone: somebody
@@ -95,7 +120,8 @@ impl Records {
         // Of generation 0, so that the gate asks the policy that is in force when it is used.
         let known = Verdict {
             word: VerdictWord::new(0, None),
-            stamp: claim.0,
+            stamp: claim.stamp,
+            layer_writes: claim.layer_writes,
             rule: Rule::default(),
             digest,
         };
@@ -116,6 +142,11 @@ impl Records {
             other => other,
         }
     }
+}
+
+fn is_merged(file: &impl AsFd) -> bool {
+    // A file that cannot be asked is none that could be hashed either.
+    filesystems::magic_of_file(file).is_ok_and(|magic| magic == filesystems::OVERLAY.magic)
 }
 
 fn is_missing(error: &MapError) -> bool {

@@ -252,6 +252,11 @@ impl Agent {
         if let Err(error) = self.gates.set_mounted_devices(&mounts::devices()) {
             tracing::error!("mounted devices are not known to the gates: {error}");
         }
+        // Mounting an overlay for the first time loads its module.
+        if !self.gates.knows_overlay() {
+            let check = super::find_overlay(&mut self.gates);
+            self.take_checks(vec![check]);
+        }
     }
 
     fn count_lost(&mut self) -> Result<(), RunError> {

@@ -28,7 +28,7 @@ use crate::{
         facts,
         gates::{Gates, GatesError, Settings},
         layout::{Hashing, Layout},
-        mounts,
+        mounts, overlay,
         pins::{self, Pins},
         selftest, verity,
     },
@@ -208,6 +208,7 @@ fn start(
         max_hashed_bytes: MAX_HASHED_BYTES,
         memfd_device: selftest::memfd_device().map_err(system("making a memfd"))?,
         watch_devices: !policy.verified_filesystems.is_empty(),
+        may_read_kernel: facts::may_read_kernel(),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;
@@ -218,6 +219,7 @@ fn start(
     filling.finish_and_clear();
     filled?;
     gates.set_mounted_devices(&mounts::devices())?;
+    checks.push(find_overlay(&mut gates));
     let appraiser = match gates.hashing() {
         Hashing::Kernel => None,
         Hashing::Agent => {
@@ -309,6 +311,27 @@ fn pin(gates: &mut Gates, checks: &mut Vec<Check>) -> Option<Pins> {
             checks.push(Check::bad(State::Warning, id, title, found, mend));
             None
         }
+    }
+}
+
+/// Tells the gates how overlay filesystems are laid out, if there can be any by now.
+fn find_overlay(gates: &mut Gates) -> Check {
+    let (id, title) = ("overlay", "files on overlay filesystems can be identified");
+    let found = overlay::layout().map_err(|error| error.to_string()).and_then(|layout| {
+        layout
+            .map(|layout| gates.set_overlay_layout(layout).map_err(|error| error.to_string()))
+            .transpose()
+    });
+    match found {
+        Ok(Some(())) => Check::ok(id, title, "their layers are known"),
+        Ok(None) => Check::ok(id, title, "there are none yet"),
+        Err(error) => Check::bad(
+            State::Warning,
+            id,
+            title,
+            format!("{error}: they are refused"),
+            "report it with the kernel's version and configuration",
+        ),
     }
 }
 

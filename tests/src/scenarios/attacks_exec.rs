@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
-use super::{base_policy, fresh, list, sha256};
+use super::{base_policy, fresh, list, modprobe, sha256};
 use crate::{
     agent::{Agent, expect},
     attack::{
@@ -82,12 +82,6 @@ pub fn unlisted() -> Result<()> {
     );
     unmount(&merged, UnmountFlags::DETACH)?;
     result
-}
-
-fn modprobe(module: &str) -> Result<()> {
-    let status = Command::new("/sbin/modprobe").args(["-q", module]).status()?;
-    ensure!(status.success(), "modprobe {module}: {status}");
-    Ok(())
 }
 
 fn loop_mount() -> Result<Attempt> {

@@ -94,7 +94,9 @@ pub fn with_sha1() -> Result<()> {
 pub fn locked_down() -> Result<()> {
     fresh("/tmp/lockdown")?;
     let report = doctor(0)?;
-    ensure!(row(&report, "lockdown")?["found"] == "confidentiality", "{report}");
+    let lockdown = row(&report, "lockdown")?;
+    let found = lockdown["found"].as_str().unwrap_or_default();
+    ensure!(lockdown["state"] == "warning" && found.starts_with("confidentiality"), "{report}");
     let program = Path::new("/tmp/lockdown/evil");
     install(program, &evil("lockdown")?)?;
     let agent = Agent::start(&base_policy(&[])?, "enforce", &["--skip-preflight"])?;

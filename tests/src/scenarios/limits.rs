@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use rustix::{
-    mm::mmap_anonymous,
-    mount::{MountFlags, UnmountFlags, mount, unmount},
-};
+use rustix::mm::mmap_anonymous;
 
 use super::{
     base_policy, fresh, list,
@@ -20,35 +17,15 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    attack::{Attempt, EVIL, evil, exec_path, good, install, map_as_code},
+    attack::{Attempt, EVIL, good, install, map_as_code},
     mapping::{MapFlags, Mapping, ProtFlags},
     raw,
 };
 
 pub fn known() -> Result<()> {
     let lab = fresh("/data/limits")?;
-    let (lower, upper, work, merged) =
-        (lab.join("lower"), lab.join("upper"), lab.join("work"), lab.join("merged"));
-    for folder in [&lower, &upper, &work, &merged] {
-        fs::create_dir(folder)?;
-    }
     let listed = lab.join("listed");
     install(&listed, &good("limits")?)?;
-    install(&lower.join("behind"), &good("limits")?)?;
-    Command::new("/sbin/modprobe").args(["-q", "overlay"]).status()?;
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.display(),
-        upper.display(),
-        work.display()
-    );
-    mount(
-        "overlay",
-        &merged,
-        "overlay",
-        MountFlags::empty(),
-        Some(&*std::ffi::CString::new(options)?),
-    )?;
     let donor = Victim::of_size(&lab.join("donor"), 3 * BLOCK)?.good;
     install(&lab.join("donor"), &donor)?;
     let policy = base_policy(&[])?;
@@ -59,11 +36,9 @@ pub fn known() -> Result<()> {
         still_works("L01", script_given_by_name()?)?;
         still_works("L03", memory_without_a_file()?)?;
         still_works("L06", changed_while_mapped(&listed)?)?;
-        still_works("L07", behind_the_merged_file(&lower, &merged)?)?;
         still_works("L20", exchanged_extents(&lab.join("donor"), &donor)?)
     })();
     agent.stop()?;
-    unmount(&merged, UnmountFlags::DETACH)?;
     result
 }
 
@@ -94,13 +69,6 @@ fn changed_while_mapped(listed: &Path) -> Result<Attempt> {
     // What is mapped now runs on; the next mapping is judged by what the file has become.
     ensure!(map_as_code(listed)? == Attempt::Refused);
     Ok(if written.is_ok() { Attempt::Ran } else { Attempt::Refused })
-}
-
-fn behind_the_merged_file(lower: &Path, merged: &Path) -> Result<Attempt> {
-    let status = Command::new(merged.join("behind")).status()?;
-    ensure!(status.code() == Some(i32::from(crate::attack::GOOD)), "the listed program: {status}");
-    OpenOptions::new().write(true).open(lower.join("behind"))?.write_all_at(&evil("limits")?, 0)?;
-    exec_path(merged.join("behind"))
 }
 
 /// The donor's pages stay in memory as they were, while its blocks read as zeros from now on.

@@ -8,6 +8,7 @@ mod attacks_exec;
 mod attacks_kernel;
 mod attacks_library;
 mod attacks_memory;
+mod attacks_overlay;
 mod attacks_pinned;
 mod attacks_protection;
 mod attacks_served;
@@ -102,6 +103,7 @@ pub const ALL: &[Scenario] = &[
     usual("memory-without-file", attacks_protection::of_no_file),
     usual("kernel-modules", attacks_kernel::modules),
     usual("kernel-intake", attacks_kernel::others),
+    usual("overlay", attacks_overlay::behind),
     usual("mounted-devices", attacks_device::mounted),
     usual("events-flood", events_stream::flood),
     usual("events-schema", events_stream::schema),
@@ -173,6 +175,13 @@ fn fresh(path: &str) -> Result<&Path> {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder)?;
     Ok(folder)
+}
+
+/// Loads a module, if it is not loaded or built in.
+fn modprobe(module: &str) -> Result<()> {
+    let status = Command::new("/sbin/modprobe").args(["-q", module]).status()?;
+    ensure!(status.success(), "modprobe {module}: {status}");
+    Ok(())
 }
 
 /// A policy that lists the machine's own files, and the extra ones.

@@ -64,9 +64,9 @@ impl Reader<'_> {
                 "remove it: files on this kind of filesystem are judged by their content",
             );
         }
-        let known = filesystems::UNTRUSTED.iter().map(|one| (one.name, one.magic));
+        let known = filesystems::trustable().map(|one| (one.name, one.magic));
         let written = name.get_ref().as_str().unwrap_or_default();
-        if filesystems::is_local(written) {
+        if filesystems::is_local(written) && written != filesystems::OVERLAY.name {
             self.report_help(
                 name.span().start,
                 format!("filesystem \"{written}\" is judged by content and needs no trust"),

@@ -1,0 +1,181 @@
+//! Overlay filesystems: a merged file's content is that of a file in one of the layers, which can
+//! be written without the merged file being opened.
+//!
+//! Opening a merged file calls `file_open` a second time, for the layer's file and with
+//! `FMODE_NOACCOUNT` (seen on 5.10, 6.1, 6.12 and 7.2). That inode is marked. A write-open of a
+//! marked inode other than through an overlay advances one number, which verdicts on merged files
+//! carry. Who was already writing then, and whether the descriptor still shows the layer that the
+//! file is in, is read from the overlay's own structures. They are a module's, so that the verifier
+//! knows no types for them: `bpf_probe_read_kernel` is used, which the strictest lockdown refuses.
+
+use aya_ebpf::{Global, helpers::generated::bpf_probe_read_kernel};
+use core::ffi::c_void;
+use portcullis_common::{OverlayLayout, Reason};
+
+use crate::{
+    instructions,
+    judge::is_regular,
+    layout::{
+        DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_inode, file_mode,
+        file_private_data,
+    },
+    maps::{LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem},
+};
+
+/// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
+pub const MAGIC: u64 = 0x794c_7630;
+
+/// `FMODE_NOACCOUNT` (include/linux/fs.h, 5.10 to 7.2): opened by the kernel for itself. A macro,
+/// so BTF does not have it.
+const FMODE_NOACCOUNT: u32 = 1 << 29;
+
+/// 1 if the kernel lets programs read its memory, else 0, and everything below is cut out.
+#[unsafe(no_mangle)]
+pub static MAY_READ_KERNEL: Global<u32> = Global::new(0);
+
+/// Notes that a file is used as a layer of an overlay, or that one that is was opened for writing.
+///
+/// # Safety
+/// `file` is the hook's own pointer.
+#[inline(always)]
+pub unsafe fn note_open(file: *const File, writes: bool) {
+    // SAFETY: by the contract.
+    unsafe {
+        let through_overlay = file_mode(file) & FMODE_NOACCOUNT != 0;
+        if !through_overlay && !writes {
+            return;
+        }
+        let inode = file_inode(file);
+        if !is_regular(inode) {
+            return;
+        }
+        if through_overlay {
+            // Without memory for the mark, a write behind the merged file would not be noticed, so
+            // it counts as one.
+            if LAYERED.get_or_insert_ptr_mut(inode, None).is_null() {
+                count_write();
+            }
+        } else {
+            note_write(inode);
+        }
+    }
+}
+
+/// Notes that the content of a file may change.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn note_write(inode: *mut Inode) {
+    // SAFETY: by the contract.
+    if !unsafe { LAYERED.get_ptr_mut(inode) }.is_null() {
+        count_write();
+    }
+}
+
+#[inline(always)]
+fn count_write() {
+    if let Some(number) = OVERLAY_WRITES.get(0) {
+        // SAFETY: points to a map value.
+        unsafe { instructions::add(number, 1) };
+    }
+}
+
+/// The number that verdicts on merged files carry.
+#[inline(always)]
+pub fn writes() -> u64 {
+    // SAFETY: points to a map value. Volatile, so that it is read anew each time.
+    OVERLAY_WRITES.get_ptr(0).map_or(0, |number| unsafe { number.read_volatile() })
+}
+
+/// Whether a merged file can be identified through this descriptor. Where the layers cannot be
+/// looked at, the policy of `generation` may trust overlay filesystems all the same.
+///
+/// # Errors
+/// Why not.
+///
+/// # Safety
+/// As for [`look_at_layers`].
+#[inline(always)]
+pub unsafe fn check_layers(
+    file: *const File,
+    inode: *const Inode,
+    generation: u64,
+) -> Result<(), Reason> {
+    // SAFETY: by the contract.
+    match unsafe { look_at_layers(file, inode) } {
+        Err(Reason::LayersUnknown) if is_trusted_filesystem(MAGIC, generation) => Ok(()),
+        looked => looked,
+    }
+}
+
+/// Whether what the descriptor shows is the file's content, and nobody is writing to it.
+///
+/// # Errors
+/// Why not.
+///
+/// # Safety
+/// `file` is a kernel pointer that the verifier tracks, of an overlay filesystem, and `inode` its
+/// inode.
+#[inline(always)]
+unsafe fn look_at_layers(file: *const File, inode: *const Inode) -> Result<(), Reason> {
+    if MAY_READ_KERNEL.load() == 0 {
+        return Err(Reason::LayersUnknown);
+    }
+    let layout = OVERLAY_LAYOUT.get_ptr(0).ok_or(Reason::LayersUnknown)?;
+    // SAFETY: points to a map value, which the agent writes once.
+    let layout: OverlayLayout = unsafe { layout.read_volatile() };
+    if layout.known == 0 {
+        return Err(Reason::LayersUnknown);
+    }
+    // SAFETY: by the contract.
+    let mut opened = unsafe { file_private_data(file) };
+    if layout.opened_file != OverlayLayout::NONE {
+        opened = read_at(opened.wrapping_add(u64::from(layout.opened_file)))?;
+    }
+    let shown: u64 = read_member(opened, &FILE_F_INODE)?;
+    let writers: i32 = read_member(shown, &INODE_I_WRITECOUNT)?;
+    if writers > 0 {
+        return Err(Reason::BeingWritten);
+    }
+    let overlay_inode = address_of(inode)?.wrapping_sub(u64::from(layout.vfs_inode));
+    let upper: u64 = read_at(overlay_inode.wrapping_add(u64::from(layout.upper_dentry)))?;
+    // In a lower layer still, of which a merged file has one for ever.
+    if upper == 0 {
+        return Ok(());
+    }
+    let current: u64 = read_member(upper, &DENTRY_D_INODE)?;
+    // Else the file was copied up after it was opened: reading shows the copy, and mapping the
+    // layer that it was in.
+    if current == shown { Ok(()) } else { Err(Reason::StaleLayer) }
+}
+
+/// The address of a kernel pointer as a number, which the verifier does not give away, but reads
+/// from the stack.
+#[inline(always)]
+fn address_of(inode: *const Inode) -> Result<u64, Reason> {
+    let mut pointer = inode;
+    // SAFETY: a variable of ours. Volatile, so that it lies on the stack.
+    unsafe { (&raw mut pointer).write_volatile(inode) };
+    read_at((&raw const pointer) as u64)
+}
+
+#[inline(always)]
+fn read_member<T: Default>(structure: u64, offset: &Global<u32>) -> Result<T, Reason> {
+    read_at(structure.wrapping_add(u64::from(offset.load())))
+}
+
+/// Reads kernel memory that the verifier knows no type of.
+#[inline(always)]
+fn read_at<T: Default>(address: u64) -> Result<T, Reason> {
+    let mut value = T::default();
+    // SAFETY: the helper checks the address, and writes no more than the value's size.
+    let status = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast::<c_void>(),
+            size_of::<T>() as u32,
+            address as *const c_void,
+        )
+    };
+    if status < 0 { Err(Reason::LayersUnknown) } else { Ok(value) }
+}
