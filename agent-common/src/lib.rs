@@ -17,7 +17,8 @@ pub use event::{
 };
 pub use layout::{EnumValue, Field, Fields, NO_ENUMERATOR, OverlayLayout};
 pub use policy::{
-    Active, Choices, DIGEST_LEN, Digest, FILESYSTEM_IS_SERVED, Kinds, Mode, Rule, SLOTS, fsverity_key,
+    Active, Choices, DIGEST_LEN, Digest, FILESYSTEM_IS_SERVED, Kinds, Mode, Rule, SLOTS,
+    fsverity_key,
 };
 pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 
