@@ -15,6 +15,7 @@ use crate::{
         pins, selftest,
     },
     policy::Policy,
+    run::backend,
 };
 
 #[derive(clap::Args)]
@@ -28,6 +29,8 @@ pub struct Args {
 struct Report<'a> {
     schema: u32,
     gates_can_hold: bool,
+    /// What `run` would use: `bpf-lsm`, `fanotify` (degraded), or nothing.
+    backend: Option<&'static str>,
     checks: &'a [Check],
 }
 
@@ -47,12 +50,22 @@ pub fn doctor(args: &Args) -> Outcome {
         ));
     }
     let holds = checks.iter().all(|check| matches!(check.state, State::Ok | State::Warning));
+    let falls_back = !holds
+        && matches!(
+            backend::choose(backend::Choice::Auto, &checks),
+            Ok(backend::Chosen::Fanotify(_))
+        );
     if args.json {
-        let report = Report { schema: 1, gates_can_hold: holds, checks: &checks };
+        let backend = match (holds, falls_back) {
+            (true, _) => Some("bpf-lsm"),
+            (false, true) => Some("fanotify"),
+            (false, false) => None,
+        };
+        let report = Report { schema: 1, gates_can_hold: holds, backend, checks: &checks };
         let text = serde_json::to_string_pretty(&report).or_exit(UNAVAILABLE)?;
         output::print(&format!("{text}\n"))?;
     } else {
-        output::print(&show(&checks, holds))?;
+        output::print(&show(&checks, holds, falls_back))?;
     }
     Ok(match (holds, privileged) {
         (true, _) => ExitCode::SUCCESS,
@@ -121,7 +134,7 @@ fn prove(layout: &Layout, folder: &Path) -> anyhow::Result<Vec<Check>> {
     Ok(selftest::run(&mut gates, &mut ring, folder)?.checks)
 }
 
-fn show(checks: &[Check], holds: bool) -> String {
+fn show(checks: &[Check], holds: bool, falls_back: bool) -> String {
     let mut table = output::table(&["", "what", "found"]);
     for check in checks {
         let mark = match check.state {
@@ -143,5 +156,11 @@ fn show(checks: &[Check], holds: bool) -> String {
     } else {
         "the gates cannot hold here as it is"
     };
-    format!("{}\n\n{verdict}\n", table.trim_fmt())
+    let fallback = if falls_back {
+        "\n`portcullis run` would be degraded to fanotify: only exec is judged, and nothing when the \
+         agent does not run"
+    } else {
+        ""
+    };
+    format!("{}\n\n{verdict}{fallback}\n", table.trim_fmt())
 }

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use portcullis_common::Mode;
 
 use super::{Failure, Outcome, output};
-use crate::run::{self, Options, reappraise::Pace};
+use crate::run::{self, Options, backend::Choice, reappraise::Pace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -19,6 +19,9 @@ pub struct Args {
     /// Also append events to this file, as JSON lines
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    /// How verdicts are enforced
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: Choice,
     /// Enforce even if that stops what runs now
     #[arg(long)]
     skip_preflight: bool,
@@ -68,6 +71,7 @@ pub fn run(args: &Args) -> Outcome {
         mode: args.mode.map(Mode::from),
         events: args.events.clone(),
         log_level: args.kernel_log as u8,
+        backend: args.backend,
         skip_preflight: args.skip_preflight,
         reappraise: Pace {
             rate: u64::from(args.reappraise_rate) << 20,

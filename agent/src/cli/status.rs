@@ -29,6 +29,8 @@ struct Page {
     pid: u32,
     version: String,
     started: jiff::Timestamp,
+    backend: String,
+    degraded: bool,
     mode: String,
     policy: PolicyId,
     digests: usize,
@@ -86,9 +88,10 @@ fn show(page: &Page) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "{} · {} · policy {} v{} ({} digests)",
+        "{} · {}{} · policy {} v{} ({} digests)",
         page.health.to_uppercase(),
         page.mode,
+        if page.degraded { format!(" · DEGRADED to {}", page.backend) } else { String::new() },
         page.policy.name,
         page.policy.version,
         page.digests,

@@ -76,6 +76,10 @@ pub struct Status {
     pub version: &'static str,
     /// When the agent started.
     pub started: jiff::Timestamp,
+    /// How verdicts are enforced: `bpf-lsm` or `fanotify`.
+    pub backend: &'static str,
+    /// Whether less holds than the kernel's gates would give.
+    pub degraded: bool,
     /// The mode in force.
     pub mode: &'static str,
     /// The policy in force.

@@ -36,6 +36,8 @@ const MORE_ANCESTORS: usize = 12;
 /// Turns gate events into decisions.
 #[derive(Default)]
 pub struct Enricher {
+    /// How verdicts are enforced.
+    backend: &'static str,
     /// Paths of control groups by id.
     cgroups: HashMap<u64, Option<String>>,
 }
@@ -44,6 +46,12 @@ pub struct Enricher {
 const MAX_CGROUPS: usize = 4096;
 
 impl Enricher {
+    /// For events of the backend with this name.
+    #[must_use]
+    pub fn new(backend: &'static str) -> Self {
+        Self { backend, ..Self::default() }
+    }
+
     /// Everything that is to be told of an event. `policies` are those that may have decided.
     pub fn decision(&mut self, event: &GateEvent, policies: &[PolicyView]) -> Decision {
         let header = &event.header;
@@ -53,6 +61,7 @@ impl Enricher {
             Some(RulePlace { file, line: header.rule.line, kinds: kinds(header.rule.kinds) })
         });
         Decision {
+            backend: self.backend,
             gate: event.gate.word(),
             outcome: event.outcome.word(),
             reason: event.reason.word(),

@@ -16,9 +16,9 @@ impl fmt::Display for Line<'_> {
             Body::Lost { gate, count } => {
                 write!(f, "lost {count} events of the {gate} gate: the ring was full")
             }
-            Body::AgentStarted { pid, version, mode, policy, digests } => write!(
+            Body::AgentStarted { pid, version, backend, mode, policy, digests } => write!(
                 f,
-                "agent {version} started (pid {pid}): {mode}, policy {}, {digests} digests",
+                "agent {version} started (pid {pid}): {mode} by {backend}, policy {}, {digests} digests",
                 Named(policy)
             ),
             Body::ModeChanged { mode, policy } => {

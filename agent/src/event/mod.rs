@@ -46,6 +46,8 @@ pub enum Body {
         pid: u32,
         /// The agent's version.
         version: &'static str,
+        /// How verdicts are enforced: `bpf-lsm`, or `fanotify` (degraded).
+        backend: &'static str,
         /// The mode in force.
         mode: &'static str,
         /// The policy in force.
@@ -106,6 +108,8 @@ pub struct PolicyId {
 /// What a gate decided.
 #[derive(Clone, Debug, Serialize)]
 pub struct Decision {
+    /// How verdicts are enforced: `bpf-lsm`, or `fanotify` (degraded).
+    pub backend: &'static str,
     /// The gate's word.
     pub gate: &'static str,
     /// `allow`, `would-deny`, `deny` or `report`.

@@ -31,11 +31,11 @@ use crate::{
         enrich::{Enricher, PolicyView, wall_time},
         human,
     },
-    kernel::{check::Check, facts, gates::Gates, mounts, pins::Pins, selftest},
+    kernel::{check::Check, facts, mounts, pins::Pins, selftest},
     policy::{Policy, manifest},
     run::{
-        RunError, Started, appraiser::Appraiser, health::Health, preflight, reappraise,
-        recorder::Recorder, system,
+        RunError, Started, appraiser::Appraiser, backend::Backend, health::Health, preflight,
+        reappraise, recorder::Recorder, system, warden::Watch,
     },
 };
 
@@ -50,15 +50,30 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Runs until a signal or a request ends it.
 pub(super) async fn serve(started: Started) -> Result<(), RunError> {
-    let Started { gates, ring, policy, pins, checks, test, recorder, reappraise, appraiser, _lock } =
-        started;
-    let mut ring = watch(ring).map_err(system("watching the ring of events"))?;
+    let Started {
+        gates,
+        ring,
+        warden,
+        policy,
+        pins,
+        checks,
+        test,
+        recorder,
+        reappraise,
+        appraiser,
+        _lock,
+    } = started;
+    let mut ring = ring.map(watch).transpose().map_err(system("watching the ring of events"))?;
     let mut agent = Agent::new(gates, &policy, pins, recorder);
     agent.appraiser = appraiser;
-    let log = agent.gates.take_log()?;
     let (tell, mut reappraised) = mpsc::channel(32);
-    let _reappraiser = reappraise::start(reappraise, agent.gates.take_verdicts()?, tell)
-        .map_err(system("starting the re-appraisal"))?;
+    let (mut log, mut _reappraiser) = (None, None);
+    if let Backend::BpfLsm(gates) = &mut agent.gates {
+        log = Some(watch(gates.take_log()?).map_err(system("watching the programs' log"))?);
+        _reappraiser = reappraise::start(reappraise, gates.take_verdicts()?, tell.clone())
+            .map_err(system("starting the re-appraisal"))?;
+    }
+    let mut answered = watch_answers(&mut agent, warden);
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);
     super::release_memory();
@@ -70,7 +85,6 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         source,
     })?;
     let mut mounts = watch_mounts().map_err(system("watching for filesystems that are mounted"))?;
-    let mut log = watch(log).map_err(system("watching the programs' log"))?;
     let on = |kind| signal(kind).map_err(system("watching for signals"));
     let mut terminate = on(SignalKind::terminate())?;
     let mut interrupt = on(SignalKind::interrupt())?;
@@ -86,17 +100,21 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
 
     let cause = loop {
         tokio::select! {
-            ready = ring.readable_mut() => {
+            ready = readable(&mut ring) => {
                 let mut ready = ready.map_err(system("reading the ring of events"))?;
                 if agent.drain(ready.get_inner_mut(), BATCH) < BATCH {
                     ready.clear_ready();
                     agent.count_lost()?;
                 }
             }
-            ready = log.readable_mut() => {
+            ready = readable(&mut log) => {
                 let mut ready = ready.map_err(system("reading the programs' log"))?;
                 ready.get_inner_mut().flush();
                 ready.clear_ready();
+            }
+            Some(event) = next(&mut answered) => {
+                agent.gate_event(event);
+                agent.count_lost()?;
             }
             Some(command) = commands.recv() => {
                 if let Some(cause) = agent.command(command) {
@@ -111,14 +129,16 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 agent.note_mounts();
                 agent.refresh_devices()?;
             }
-            _ = proof.tick() => agent.prove(ring.get_mut())?,
+            _ = proof.tick() => agent.prove(ring.as_mut().map(AsyncFd::get_mut))?,
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             // The terminal was closed, or somebody moved the event file away.
             _ = hangup.recv() => agent.recorder.sinks().iter().for_each(super::sink::Sink::reopen),
         }
     };
-    while agent.drain(ring.get_mut(), BATCH) == BATCH {}
+    if let Some(ring) = &mut ring {
+        while agent.drain(ring.get_mut(), BATCH) == BATCH {}
+    }
     agent.stopped(cause);
     Ok(())
 }
@@ -130,6 +150,34 @@ fn watch<T: AsRawFd + AsFd>(ring: T) -> io::Result<AsyncFd<T>> {
     Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
 }
 
+/// Waits for a ring buffer, for ever if there is none.
+async fn readable<T: AsRawFd>(
+    ring: &mut Option<AsyncFd<T>>,
+) -> io::Result<tokio::io::unix::AsyncFdReadyMutGuard<'_, T>> {
+    match ring {
+        Some(ring) => ring.readable_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for what the warden has answered, for ever if there is none.
+async fn next(answered: &mut Option<mpsc::Receiver<GateEvent>>) -> Option<GateEvent> {
+    match answered {
+        Some(answered) => answered.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Gives the agent what watches for fanotify, and returns where its answers come from.
+fn watch_answers(
+    agent: &mut Agent,
+    warden: Option<(Watch, mpsc::Receiver<GateEvent>)>,
+) -> Option<mpsc::Receiver<GateEvent>> {
+    let (watch, answered) = warden?;
+    agent.watch = Some(watch);
+    Some(answered)
+}
+
 /// Is ready when a filesystem was mounted or unmounted.
 fn watch_mounts() -> io::Result<AsyncFd<std::fs::File>> {
     // SAFETY: a file owns its descriptor and gives the same one at every call.
@@ -137,7 +185,9 @@ fn watch_mounts() -> io::Result<AsyncFd<std::fs::File>> {
 }
 
 struct Agent {
-    gates: Gates,
+    gates: Backend,
+    /// What asks the warden, if there is one.
+    watch: Option<Watch>,
     pins: Option<Pins>,
     view: PolicyView,
     /// Whether the policy trusts verified filesystems.
@@ -161,7 +211,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(gates: Gates, policy: &Policy, pins: Option<Pins>, recorder: Recorder) -> Self {
+    fn new(gates: Backend, policy: &Policy, pins: Option<Pins>, recorder: Recorder) -> Self {
         let view = PolicyView {
             id: PolicyId {
                 name: policy.name.clone(),
@@ -171,13 +221,14 @@ impl Agent {
             sources: policy.sources.iter().map(|source| source.display().to_string()).collect(),
         };
         Self {
+            enricher: Enricher::new(gates.word()),
+            watch: None,
             gates,
             pins,
             view,
             trusts_filesystems: !policy.verified_filesystems.is_empty(),
             digests: policy.rules.len(),
             recorder,
-            enricher: Enricher::default(),
             appraiser: None,
             health: Health::default(),
             findings: reappraise::Findings::default(),
@@ -197,6 +248,7 @@ impl Agent {
         let body = Body::AgentStarted {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION"),
+            backend: self.gates.word(),
             mode: self.mode().word(),
             policy: self.view.id.clone(),
             digests: self.digests,
@@ -232,6 +284,10 @@ impl Agent {
     }
 
     fn check_appraiser(&mut self) {
+        if let Some(watch) = &self.watch {
+            let check = watch.check();
+            self.take_checks(vec![check]);
+        }
         if let Some(appraiser) = &self.appraiser {
             let check = appraiser.check();
             self.take_checks(vec![check]);
@@ -253,8 +309,10 @@ impl Agent {
             tracing::error!("mounted devices are not known to the gates: {error}");
         }
         // Mounting an overlay for the first time loads its module.
-        if !self.gates.knows_overlay() {
-            let check = super::find_overlay(&mut self.gates);
+        if let Backend::BpfLsm(gates) = &mut self.gates
+            && !gates.knows_overlay()
+        {
+            let check = super::find_overlay(gates);
             self.take_checks(vec![check]);
         }
     }
@@ -293,13 +351,17 @@ impl Agent {
     }
 
     /// Looks whether the gates are still called.
-    fn prove(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), RunError> {
-        while self.drain(ring, BATCH) == BATCH {}
-        let test = selftest::mapping_again(&self.gates, ring)?;
-        self.after_test(&test);
-        self.take_checks(test.checks);
+    fn prove(&mut self, ring: Option<&mut RingBuf<MapData>>) -> Result<(), RunError> {
+        if let Some(ring) = ring {
+            while self.drain(ring, BATCH) == BATCH {}
+            if let Backend::BpfLsm(gates) = &self.gates {
+                let test = selftest::mapping_again(gates, ring)?;
+                self.after_test(&test);
+                self.take_checks(test.checks);
+                self.take_checks(vec![facts::ftrace()]);
+            }
+        }
         self.check_appraiser();
-        self.take_checks(vec![facts::ftrace()]);
         // Other mount namespaces tell nobody.
         self.note_mounts();
         self.refresh_devices()?;
@@ -440,6 +502,8 @@ impl Agent {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION"),
             started: self.since,
+            backend: self.gates.word(),
+            degraded: self.gates.is_degraded(),
             mode: self.mode().word(),
             policy: self.view.id.clone(),
             digests: self.digests,

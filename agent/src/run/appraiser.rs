@@ -47,7 +47,7 @@ use crate::{
     policy::{Policy, places},
     run::{
         preflight,
-        questions::{Answerer, Questions},
+        questions::{Answerer, Questions, Scope},
         reappraise::yield_to_everybody,
     },
 };
@@ -107,7 +107,8 @@ impl Appraiser {
             hashed: AtomicU64::new(0),
         });
         let answerer: Arc<dyn Answerer> = Arc::clone(&work) as _;
-        let questions = Questions::start(Group::new()?, work.trusted.clone(), answerer)?;
+        let questions =
+            Questions::start(Group::new()?, Scope::Local, work.trusted.clone(), answerer)?;
 
         let places = places::of(policy);
         let opened = Kinds::LIBRARY.union(Kinds::MODULE);
@@ -314,7 +315,7 @@ fn identity(file: &File) -> Option<(u64, u64)> {
 /// Whether somebody has the file open for writing, or mapped so. The kernel gives a lease for
 /// reading only if nobody has (`check_conflicting_open` in fs/locks.c); it is given back at once,
 /// so that a writer who comes now waits for nothing.
-fn has_writers(file: &File) -> bool {
+pub(super) fn has_writers(file: &File) -> bool {
     // SAFETY: changes nothing but a lease of ours.
     let lease =
         |kind: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } == 0;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod appraiser;
+pub mod backend;
 mod health;
 pub mod history;
 pub mod lock;
@@ -10,6 +11,7 @@ pub mod questions;
 pub mod reappraise;
 pub mod recorder;
 pub mod sink;
+mod warden;
 
 use std::{
     collections::HashMap,
@@ -23,6 +25,7 @@ use thiserror::Error;
 
 use crate::{
     artifact::MAX_HASHED_BYTES,
+    event::decode::GateEvent,
     kernel::{
         check::{Check, State, first_failure},
         facts,
@@ -36,10 +39,12 @@ use crate::{
 };
 
 use appraiser::Appraiser;
+use backend::{Backend, Choice, Chosen};
 use lock::{Lock, LockError};
 use preflight::InUse;
 use recorder::Recorder;
 use sink::Sink;
+use warden::Warden;
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -52,6 +57,8 @@ pub struct Options {
     pub events: Option<PathBuf>,
     /// Level of the kernel programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
+    /// How verdicts are to be enforced.
+    pub backend: Choice,
     /// Whether to enforce a policy that would stop what runs now.
     pub skip_preflight: bool,
     /// How what runs is read again.
@@ -118,8 +125,10 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> RunError {
 /// Everything that an agent needs to run, put up in an order in which a failure leaves nothing
 /// behind.
 struct Started {
-    gates: Gates,
-    ring: aya::maps::RingBuf<aya::maps::MapData>,
+    gates: Backend,
+    ring: Option<aya::maps::RingBuf<aya::maps::MapData>>,
+    /// What asks, and what was answered, without kernel programs.
+    warden: Option<(warden::Watch, tokio::sync::mpsc::Receiver<GateEvent>)>,
     policy: Policy,
     pins: Option<Pins>,
     checks: Vec<Check>,
@@ -166,17 +175,7 @@ fn start(
 
     let layout = Layout::of_running_kernel();
     let mut checks = facts::checks(&layout);
-    if let Some(failure) = first_failure(&checks) {
-        return Err(RunError::Kernel(failure.clone()));
-    }
-    let layout = layout.map_err(|error| {
-        RunError::Kernel(Check::failed(
-            "btf",
-            "kernel type information",
-            error.to_string(),
-            "report it",
-        ))
-    })?;
+    let chosen = backend::choose(options.backend, &checks)?;
     let lock = Lock::take(Path::new(lock::RUNTIME))?;
     if mode == Mode::Enforce && !options.skip_preflight {
         let verified = verified_kinds(&policy);
@@ -195,6 +194,38 @@ fn start(
         sinks.push(opened.map_err(|source| RunError::Events { path: path.clone(), source })?);
     }
 
+    if let Chosen::Fanotify(degraded) = chosen {
+        let mend = degraded.mend.as_deref().unwrap_or_default();
+        tracing::warn!("{}; {mend}", degraded.found);
+        let (warden, watch, answered) = Warden::start(&policy)
+            .map_err(system("having the kernel ask before files are opened"))?;
+        checks = vec![degraded, warden.prove()];
+        if let Some(failure) = first_failure(&checks) {
+            return Err(RunError::Kernel(failure.clone()));
+        }
+        warden.set_mode(mode);
+        return Ok(Started {
+            gates: Backend::Fanotify(warden),
+            ring: None,
+            warden: Some((watch, answered)),
+            policy,
+            pins: None,
+            checks,
+            test: selftest::SelfTest::default(),
+            recorder: Recorder::new(sinks),
+            reappraise: options.reappraise,
+            appraiser: None,
+            _lock: lock,
+        });
+    }
+    let layout = layout.map_err(|error| {
+        RunError::Kernel(Check::failed(
+            "btf",
+            "kernel type information",
+            error.to_string(),
+            "report it",
+        ))
+    })?;
     if policy.choices.contains(Choices::FSVERITY) && !layout.has_fsverity {
         checks.push(Check::bad(
             State::Warning,
@@ -259,8 +290,9 @@ fn start(
     };
     checks.append(&mut test.checks);
     Ok(Started {
-        gates,
-        ring,
+        gates: Backend::BpfLsm(Box::new(gates)),
+        ring: Some(ring),
+        warden: None,
         policy,
         pins,
         checks,

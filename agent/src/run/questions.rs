@@ -31,6 +31,36 @@ pub trait Answerer: Send + Sync + 'static {
     fn written(&self, group: &Group, file: &File);
 }
 
+/// Kinds of filesystem that hold no file which could be run; the kernel refuses to watch some.
+const WITHOUT_PROGRAMS: [&str; 16] = [
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "efivarfs",
+    "fusectl",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "securityfs",
+    "sysfs",
+];
+
+/// Which filesystems the questions are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those whose content only this kernel changes.
+    Local,
+    /// Those that are served by somebody, who could keep whoever opens a file there waiting: also
+    /// the kernel, when it hands us the question.
+    Served,
+}
+
 /// Threads that answer. A large file that is hashed by one does not hold up the others.
 const THREADS: usize = 4;
 
@@ -48,12 +78,17 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Starts to answer questions about every exec, on every filesystem that is mounted now or
-    /// later and is not served by somebody else.
+    /// Starts to answer questions about every exec, on every filesystem of the scope that is
+    /// mounted now or later. Those that are `trusted` count as local.
     ///
     /// # Errors
     /// If the kernel asks no questions, or a thread cannot be started.
-    pub fn start(group: Group, trusted: Vec<u64>, answerer: Arc<dyn Answerer>) -> io::Result<Self> {
+    pub fn start(
+        group: Group,
+        scope: Scope,
+        trusted: Vec<u64>,
+        answerer: Arc<dyn Answerer>,
+    ) -> io::Result<Self> {
         let group = Arc::new(group);
         let unwatched = Arc::<Mutex<BTreeSet<String>>>::default();
         let (sender, receiver) = channel();
@@ -69,19 +104,23 @@ impl Questions {
         let mut watch = Watch {
             group: Arc::clone(&group),
             unwatched: Arc::clone(&unwatched),
+            scope,
             trusted,
             watched: BTreeSet::new(),
         };
         // memfds live on a filesystem that is mounted nowhere; newer kernels do not let it be
         // watched.
-        if let Err(error) = selftest::memory_file()
-            .map_err(io::Error::from)
-            .and_then(|file| watch.group.watch_filesystem_of(&file))
+        if scope == Scope::Local
+            && let Err(error) = selftest::memory_file()
+                .map_err(io::Error::from)
+                .and_then(|file| watch.group.watch_filesystem_of(&file))
         {
             watch.lacks(format!("memory files ({error})"));
         }
         let list = mounts::changes()?;
-        watch.everything();
+        if scope == Scope::Local {
+            watch.everything();
+        }
         start("mounts", move || watch.follow(&list))?;
         Ok(Self { group, unwatched })
     }
@@ -156,6 +195,7 @@ fn reply(group: &Group, question: &Question, allow: bool) {
 struct Watch {
     group: Arc<Group>,
     unwatched: Arc<Mutex<BTreeSet<String>>>,
+    scope: Scope,
     /// Filesystems that are served by somebody else and that the policy trusts.
     trusted: Vec<u64>,
     watched: BTreeSet<String>,
@@ -164,9 +204,9 @@ struct Watch {
 impl Watch {
     fn follow(&mut self, list: &File) {
         loop {
+            self.everything();
             let mut changed = [PollFd::new(list, PollFlags::PRI)];
             let _ = poll(&mut changed, None);
-            self.everything();
         }
     }
 
@@ -179,7 +219,10 @@ impl Watch {
         // The number of what was unmounted may come back for something else.
         self.watched.retain(|device| mounted.contains(device));
         for mount in mounts {
-            if self.is_refused_anyway(&mount.kind) || self.watched.contains(&mount.device) {
+            if self.is_served(&mount.kind) != (self.scope == Scope::Served)
+                || WITHOUT_PROGRAMS.contains(&mount.kind.as_str())
+                || self.watched.contains(&mount.device)
+            {
                 continue;
             }
             match self.group.watch_filesystem(&mount.place) {
@@ -193,8 +236,8 @@ impl Watch {
         }
     }
 
-    /// Whoever serves such a filesystem could make us wait, and what it holds is refused anyway.
-    fn is_refused_anyway(&self, kind: &str) -> bool {
+    /// Whether whoever serves the filesystem could make us wait.
+    fn is_served(&self, kind: &str) -> bool {
         // «fuse.sshfs» is a kind of fuse.
         let kind = kind.split('.').next().unwrap_or(kind);
         let kind = match kind {
@@ -202,13 +245,20 @@ impl Watch {
             "nfs4" => "nfs",
             kind => kind,
         };
-        kind == "autofs"
-            || filesystems::UNTRUSTED
-                .iter()
-                .any(|one| one.name == kind && !self.trusted.contains(&one.magic))
+        filesystems::UNTRUSTED
+            .iter()
+            .any(|one| one.name == kind && !self.trusted.contains(&one.magic))
     }
 
     fn lacks(&self, what: String) {
         lock(&self.unwatched).insert(what);
     }
+}
+
+/// Where the file lies, as its path was when it was opened.
+#[must_use]
+pub fn path_of(file: &File) -> Option<Vec<u8>> {
+    use std::os::{fd::AsRawFd, unix::ffi::OsStringExt};
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(link).ok().map(|path| path.into_os_string().into_vec())
 }

@@ -1,14 +1,24 @@
 //! What `doctor` finds on good and bad kernels, and that the agent does not pretend.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::Signal,
+};
 use serde_json::Value;
 
 use super::{base_policy, fresh};
 use crate::{
-    agent::{Agent, expect, text},
-    attack::{Attempt, evil, exec_path, install},
+    agent::{Agent, PATIENCE, expect, json, text},
+    attack::{Attempt, GOOD, evil, exec_path, good, install, library_runs},
+    events,
 };
 
 fn doctor(code: i32) -> Result<Value> {
@@ -80,9 +90,90 @@ pub fn good_kernel() -> Result<()> {
     result
 }
 
-/// A30: `bpf` is not in `lsm=`, so programs would load and never be called.
+/// A30: `bpf` is not in `lsm=`, so programs would load and never be called. What is left is
+/// fanotify, which is said to be degraded wherever it shows.
 pub fn without_bpf_lsm() -> Result<()> {
-    fails("bpf-lsm", "never be called", ",bpf")
+    let report = doctor(1)?;
+    ensure!(report["gates_can_hold"] == false && report["backend"] == "fanotify", "{report}");
+    let found = row(&report, "bpf-lsm")?;
+    ensure!(
+        found["state"] == "failed"
+            && found["found"].as_str().is_some_and(|text| text.contains("never be called"))
+            && found["mend"].as_str().is_some_and(|text| text.contains(",bpf")),
+        "{found}"
+    );
+    let table = String::from_utf8(expect(1, &["doctor"])?.stdout)?;
+    ensure!(table.contains("degraded to fanotify"), "{table}");
+
+    let lab = fresh("/data/fanotify")?;
+    let (listed, unlisted) = (lab.join("listed"), lab.join("unlisted"));
+    install(&listed, &good("fanotify")?)?;
+    install(&unlisted, &evil("fanotify")?)?;
+    let policy = base_policy(&[&listed])?;
+    let output = expect(3, &["run", "--policy", text(&policy.file)?, "--backend", "bpf-lsm"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.contains(",bpf") && said.lines().count() == 1, "{said}");
+
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    let said = fs::read_to_string("/run/agent.log")?;
+    ensure!(said.contains("degraded to fanotify") && said.lines().count() == 1, "{said}");
+    let runs = |path: &Path| -> Result<bool> {
+        Ok(Command::new(path).status().is_ok_and(|status| status.code() == Some(i32::from(GOOD))))
+    };
+    let mark = events::mark()?;
+    ensure!(exec_path(&unlisted)? == Attempt::Refused, "an unlisted program");
+    events::wait_for(mark, "the refused exec", |event| {
+        event["outcome"] == "deny"
+            && event["reason"] == "unlisted"
+            && event["backend"] == "fanotify"
+            && event["artifact"]["path"] == "/data/fanotify/unlisted"
+            && event["process"]["ancestors"][0]["comm"].is_string()
+    })?;
+    ensure!(runs(&listed)? && runs(&listed)?, "a listed program");
+    // Twice, as the second time finds it known.
+    for _ in 0..2 {
+        ensure!(Command::new("/usr/bin/true").status()?.success(), "a dynamic program");
+    }
+    // In place, with the size kept, long after it was known.
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(runs(&listed)?);
+    fs::write(&listed, evil("fanotify")?)?;
+    ensure!(exec_path(&listed)? == Attempt::Refused, "a program that was changed");
+    // On a filesystem that is mounted later.
+    let late = fresh("/mnt/late")?;
+    mount("tmpfs", late, "tmpfs", MountFlags::empty(), None)?;
+    install(&late.join("evil"), &evil("late")?)?;
+    let end = Instant::now() + PATIENCE;
+    while exec_path(late.join("evil"))? != Attempt::Refused {
+        ensure!(Instant::now() < end, "a filesystem that was mounted later is not watched");
+    }
+    unmount(late, UnmountFlags::DETACH)?;
+
+    let status = json(&["status", "--json"])?;
+    ensure!(
+        status["backend"] == "fanotify"
+            && status["degraded"] == true
+            && status["health"] == "warning",
+        "{status}"
+    );
+    let shown = String::from_utf8(expect(0, &["status"])?.stdout)?;
+    ensure!(shown.contains("DEGRADED to fanotify"), "{shown}");
+
+    // L30: what it does not see.
+    let library = Path::new("/files/libevil.so");
+    let preload = || library_runs(Command::new("/usr/bin/true").env("LD_PRELOAD", library));
+    ensure!(preload()? == Attempt::Ran, "L30 is closed: take it out of docs/limits.md");
+
+    expect(0, &["mode", "audit"])?;
+    let mark = events::mark()?;
+    ensure!(exec_path(&unlisted)? == Attempt::Ran, "audit mode has stopped it");
+    events::wait_for(mark, "the exec in audit mode", |event| event["outcome"] == "would-deny")?;
+    expect(0, &["mode", "enforce", "--skip-preflight"])?;
+    ensure!(exec_path(&unlisted)? == Attempt::Refused);
+    // L30: nor anything without the agent.
+    agent.signal(Signal::KILL)?;
+    ensure!(exec_path(&unlisted)? == Attempt::Ran, "L30 is closed: take it out of docs/limits.md");
+    Ok(())
 }
 
 /// A30: IMA hashes with another algorithm.

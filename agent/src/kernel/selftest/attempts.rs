@@ -156,6 +156,14 @@ fn start(path: &str) -> io::Result<()> {
     Command::new(path).arg(NOTHING).stdin(null()).stdout(null()).stderr(null()).status().map(|_| ())
 }
 
+/// Starts this very binary, which does nothing then.
+///
+/// # Errors
+/// If it does not start.
+pub fn start_own_binary() -> io::Result<()> {
+    start("/proc/self/exe")
+}
+
 fn own_binary(records: &mut Option<Records>) -> Tried {
     let file = File::open("/proc/self/exe")?;
     let (digest, _) = digest::of_file(&file, u64::MAX)?;

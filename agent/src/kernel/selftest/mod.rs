@@ -23,12 +23,13 @@ use crate::{
     },
 };
 
-pub use attempts::memory_file;
+pub use attempts::{memory_file, start_own_binary};
 
 /// The hidden argument with which our own binary does nothing and succeeds.
 pub const NOTHING: &str = "--do-nothing";
 
 /// What the self-test found.
+#[derive(Default)]
 pub struct SelfTest {
     /// Its checks.
     pub checks: Vec<Check>,
