@@ -2,7 +2,9 @@
 //! and to the check at its start, and the attacker's program to the processor.
 
 use std::{
-    ffi::OsStr,
+    ffi::{CString, OsStr},
+    fs::OpenOptions,
+    os::fd::AsRawFd,
     path::Path,
     sync::{
         Arc,
@@ -15,8 +17,9 @@ use anyhow::{Context, Result, ensure};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry,
-    ReplyOpen, Request,
+    ReplyOpen, Request, Session, SessionACL,
 };
+use rustix::mount::{MountFlags, mount};
 
 /// Name of the one file.
 const NAME: &str = "program";
@@ -35,14 +38,24 @@ impl TwoFaced {
     /// Mounts it as `fuse.SUBTYPE`. Both programs have one size, of at most a page, and differ
     /// behind their headers only.
     pub fn mount(at: &Path, subtype: &str, good: &[u8], evil: &[u8]) -> Result<Self> {
-        ensure!(good.len() == evil.len() && good.len() < PAGE as usize);
-        let checks = Arc::<AtomicUsize>::default();
-        let server =
-            Server { good: good.to_owned(), evil: evil.to_owned(), checks: Arc::clone(&checks) };
+        let (server, checks) = Server::new(good, evil)?;
         let mut config = Config::default();
         config.mount_options =
             vec![MountOption::FSName("lies".into()), MountOption::Subtype(subtype.into())];
         let session = fuser::spawn_mount(server, at, &config).context("mounting by FUSE")?;
+        Ok(Self { session, checks })
+    }
+
+    /// Mounts it as `fuseblk`, which says that it lies on a block device, and never reads that.
+    pub fn mount_on(device: &Path, at: &Path, good: &[u8], evil: &[u8]) -> Result<Self> {
+        let (server, checks) = Server::new(good, evil)?;
+        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+        let options =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0,blksize=4096", fuse.as_raw_fd());
+        mount(device, at, "fuseblk", MountFlags::RDONLY, Some(&*CString::new(options)?))
+            .context("mounting by FUSE on a device")?;
+        let session = Session::from_fd(server, fuse.into(), SessionACL::Owner, Config::default())
+            .and_then(Session::spawn)?;
         Ok(Self { session, checks })
     }
 
@@ -65,6 +78,13 @@ struct Server {
 }
 
 impl Server {
+    fn new(good: &[u8], evil: &[u8]) -> Result<(Self, Arc<AtomicUsize>)> {
+        ensure!(good.len() == evil.len() && good.len() < PAGE as usize);
+        let checks = Arc::<AtomicUsize>::default();
+        let (good, evil) = (good.to_owned(), evil.to_owned());
+        Ok((Self { good, evil, checks: Arc::clone(&checks) }, checks))
+    }
+
     fn attributes(&self, inode: INodeNo) -> FileAttr {
         let is_file = inode == FILE;
         FileAttr {

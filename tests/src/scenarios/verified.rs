@@ -19,10 +19,11 @@ use serde_json::Value;
 use super::{base_policy, fresh, sha256};
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json, text},
-    attack::{Attempt, EVIL, GOOD, exec_path},
+    attack::{Attempt, EVIL, GOOD, evil, exec_path, good},
     dm::{Mapped, Table},
     events,
     mapping::{MapFlags, Mapping, ProtFlags},
+    twofaced::TwoFaced,
 };
 
 const SECTOR: u64 = 512;
@@ -292,6 +293,10 @@ pub fn attacks() -> Result<()> {
     unmount(at, UnmountFlags::empty())?;
     device.remove()?;
 
+    agent.stop()?;
+    served_on_the_device(&image, at)?;
+    let agent = enforce(&image.policy("")?)?;
+
     let device = Mapped::new("careless", &image.table(" 1 ignore_corruption"))?;
     mount_at(&device.node(), at)?;
     sleep(Duration::from_millis(500));
@@ -319,6 +324,23 @@ pub fn attacks() -> Result<()> {
     }
     agent.stop()?;
     unmount(at, UnmountFlags::empty())?;
+    device.remove()
+}
+
+/// The same device is mounted by FUSE, with a policy that trusts both: what a process serves is not
+/// what the kernel verifies.
+fn served_on_the_device(image: &Image, at: &Path) -> Result<()> {
+    Command::new("/sbin/modprobe").args(["-q", "fuse"]).status()?;
+    let device = Mapped::new("served", &image.table(""))?;
+    let program = mount_at(&device.node(), at)?;
+    let agent = enforce(&image.policy("[[filesystem]]\ntype = \"fuse\"\n")?)?;
+    ensure!(runs(&program)?, "the trusted filesystem");
+    unmount(at, UnmountFlags::empty())?;
+    let lies = TwoFaced::mount_on(&device.node(), at, &good("blk")?, &evil("blk")?)?;
+    is_refused(&program, "FUSE on the verified device")?;
+    agent.stop()?;
+    unmount(at, UnmountFlags::empty())?;
+    lies.unmount()?;
     device.remove()
 }
 
