@@ -117,7 +117,7 @@ impl Devices {
     pub fn pin(&mut self, pins: &Pins) -> Result<(), GatesError> {
         let failed = |path: &Path, why: String| GatesError::Pin { path: path.to_owned(), why };
         for (watch, link) in std::mem::take(&mut self.links) {
-            let path = pins.link(watch.program);
+            let path = pins.of(watch.program);
             let link = match link {
                 Attached::Held(link) => {
                     Attached::Pinned(link.pin(&path).map_err(|e| failed(&path, e.to_string()))?)
@@ -126,7 +126,7 @@ impl Devices {
             };
             self.links.push((watch, link));
         }
-        let path = pins.link(TABLES);
+        let path = pins.of(TABLES);
         self.handle.pin(&path).map_err(|error| failed(&path, error.to_string()))
     }
 

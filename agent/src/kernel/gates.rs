@@ -27,7 +27,7 @@ use crate::{
         devices::Devices,
         filesystems,
         layout::{Hashing, Layout},
-        pins::Pins,
+        pins::{self, Pins},
         records::Records,
     },
     policy::Policy,
@@ -38,6 +38,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"
 
 /// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory for elements that are there only.
 const NO_PREALLOC: u32 = 1;
+
+/// The maps that each agent takes over from the one before: which files were mapped for writing,
+/// and which are layers of an overlay. Neither could be found out anew.
+const INHERITED: [&str; 2] = ["WAS_MAPPED", "LAYERED"];
 
 /// A program and the hook it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +233,12 @@ impl Gates {
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
+        let inherited = INHERITED.map(|name| (name, pins::inherited(name)));
+        for (name, path) in &inherited {
+            if let Some(path) = path {
+                loader.map_pin_path(*name, path.as_path());
+            }
+        }
         let mut ebpf = loader.load(OBJECT)?;
         let btf = Btf::from_sys_fs()?;
         let hooks = hooks_for(layout);
@@ -413,7 +423,7 @@ impl Gates {
     pub fn pin(&mut self, pins: &Pins) -> Result<(), GatesError> {
         let mut pinned = Vec::new();
         for (hook, link) in std::mem::take(&mut self.attached) {
-            let path = pins.link(hook.program);
+            let path = pins.of(hook.program);
             let link = match link {
                 Attached::Held(link) => link.pin(&path),
                 Attached::Pinned(link) => Ok(link),
@@ -430,6 +440,11 @@ impl Gates {
         self.attached = pinned;
         if let Some(devices) = &mut self.devices {
             devices.pin(pins)?;
+        }
+        for name in INHERITED {
+            let path = pins.of(name);
+            let map = self.ebpf.map(name).ok_or(GatesError::Missing(name))?;
+            map.pin(&path).map_err(|error| GatesError::Pin { path, why: brief(&error) })?;
         }
         Ok(())
     }

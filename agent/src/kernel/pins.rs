@@ -59,10 +59,10 @@ impl Pins {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// Where a program's link is pinned.
+    /// Where the link of a program, or a map, is pinned.
     #[must_use]
-    pub fn link(&self, program: &str) -> PathBuf {
-        self.folder.join(program)
+    pub fn of(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// Folders that other agents left.
@@ -92,6 +92,13 @@ pub fn all() -> io::Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Where another agent, alive or dead, has pinned a map of this name.
+#[must_use]
+pub fn inherited(name: &str) -> Option<PathBuf> {
+    let folders = all().unwrap_or_default();
+    folders.into_iter().map(|folder| folder.join(name)).find(|path| path.exists())
 }
 
 /// Unpins everything in a folder. The kernel detaches what nobody holds any more, up to 100 ms

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::{
     mm::{UserfaultfdFlags, userfaultfd},
     pipe::pipe,
+    process::Signal,
 };
 
 use super::{
@@ -20,9 +21,10 @@ use super::{
     victim::{BLOCK, Victim},
 };
 use crate::{
+    agent::Agent,
     attack::{self, Attack, Attempt, exec_path, install, map_as_code},
     mapping::{MapFlags, Mapping, ProtFlags},
-    ring,
+    ring::Ring,
 };
 
 /// Size of the victim: there is room behind its end.
@@ -63,7 +65,25 @@ pub fn held_pages() -> Result<()> {
         }
         attack::run(&victim.policy()?, &attacks)?;
     }
-    Ok(())
+    through_restart()
+}
+
+/// An agent that is killed leaves what it has seen to the next one.
+fn through_restart() -> Result<()> {
+    let path = Path::new("/tmp/pinned/victim");
+    let victim = Victim::of_size(path, LENGTH)?;
+    let policy = victim.policy()?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    let (file, mapping) = mapped(&victim)?;
+    let ring = Ring::new()?;
+    let _buffer = ring.register(&mapping, BLOCK)?;
+    drop((file, mapping));
+    agent.signal(Signal::KILL)?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    ensure!(map_as_code(path)? == Attempt::Refused, "forgotten when the agent was killed");
+    // Others are judged as ever, and a copy is another file.
+    victim.restore()?;
+    agent.stop()
 }
 
 /// The listed file, mapped for writing.
@@ -90,7 +110,7 @@ fn judged(victim: &Victim<'_>) -> Result<()> {
 
 fn by_registered_buffer(victim: &Victim<'_>) -> Result<Attempt> {
     let (file, mapping) = mapped(victim)?;
-    let mut ring = ring::Ring::new()?;
+    let mut ring = Ring::new()?;
     let buffer = ring.register(&mapping, BLOCK)?;
     drop(mapping);
     drop(file);
