@@ -130,8 +130,6 @@ impl Agent {
             "the agent ended with {status}: {}",
             fs::read_to_string("/run/agent.log")?
         );
-        // The kernel detaches up to 100 ms after the last link is gone.
-        sleep(Duration::from_millis(300));
         Ok(())
     }
 

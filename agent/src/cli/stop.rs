@@ -1,6 +1,10 @@
 //! `portcullis stop`
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use super::{Failure, Outcome, output};
 use crate::{
@@ -8,11 +12,15 @@ use crate::{
         Request,
         client::{self, ClientError},
     },
+    kernel::gates,
     run,
 };
 
 #[derive(clap::Args)]
 pub struct Args {}
+
+/// How long the kernel may take to detach the programs: each waits until nobody runs it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn stop(_: &Args) -> Outcome {
     let done = match client::ask_text(&Request::Stop) {
@@ -27,6 +35,14 @@ pub fn stop(_: &Args) -> Outcome {
         }
         Err(error) => return Err(error.into()),
     };
+    let end = Instant::now() + PATIENCE;
+    while gates::are_loaded() {
+        if Instant::now() > end {
+            output::note("the kernel has not let go of all gates yet");
+            break;
+        }
+        sleep(Duration::from_millis(20));
+    }
     output::print(&format!("{done}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ use aya::{
     programs::{
         Lsm, ProgramError,
         links::{FdLink, PinnedLink},
+        loaded_programs,
     },
 };
 use aya_log::EbpfLogger;
@@ -96,6 +97,20 @@ fn hooks_for(layout: &Layout) -> Vec<Hook> {
         _ => true,
     };
     hooks.iter().filter(has).copied().collect()
+}
+
+/// Whether the kernel has programs of ours, attached or on their way out. Whoever may not ask is
+/// told of none.
+#[must_use]
+pub fn are_loaded() -> bool {
+    /// Names are cut to this many bytes (`BPF_OBJ_NAME_LEN`, with the terminating zero).
+    const NAME: usize = 15;
+    loaded_programs().flatten().any(|program| {
+        HOOKS.iter().any(|hook| {
+            let name = hook.program.as_bytes();
+            program.name() == &name[..name.len().min(NAME)]
+        })
+    })
 }
 
 /// Why the gates do not stand.
@@ -236,7 +251,7 @@ impl Gates {
         let inherited = INHERITED.map(|name| (name, pins::inherited(name)));
         for (name, path) in &inherited {
             if let Some(path) = path {
-                loader.map_pin_path(*name, path.as_path());
+                loader.map_pin_path(name, path.as_path());
             }
         }
         let mut ebpf = loader.load(OBJECT)?;

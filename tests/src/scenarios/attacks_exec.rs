@@ -110,7 +110,12 @@ fn loop_mount() -> Result<Attempt> {
     }
     install(&folder.join("evil"), &evil("loop")?)?;
     let attempt = exec_path(folder.join("evil"));
-    unmount(folder, UnmountFlags::empty())?;
+    // Where the kernel cannot hash, the agent may have the file open for a moment longer.
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while unmount(folder, UnmountFlags::empty()) == Err(rustix::io::Errno::BUSY) {
+        ensure!(std::time::Instant::now() < end, "the loop mount stays busy");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     attempt
 }
 
