@@ -168,10 +168,21 @@ pub fn of_no_file() -> Result<()> {
     ensure!(told == 1, "a program that does it again and again was told of {told} times");
 
     println!(" refused");
-    for (name, attempt, reasons) in attacks {
-        // In audit mode a program is told of once, so each gets an agent of its own.
+    // In audit mode a program is told of once, so each attack gets an agent of its own: two of them,
+    // and the others in enforce mode only.
+    for number in [1, 2] {
+        let (name, attempt, reasons) = attacks[number];
         attack::run(&policy("deny")?, &[Attack { name: name.into(), attempt, reasons }])?;
     }
+    let agent = Agent::start(&policy("deny")?, "enforce", &["--skip-preflight"])?;
+    for (name, attempt, reasons) in attacks {
+        let mark = events::mark()?;
+        ensure!(attempt()? == Attempt::Refused, "{name}: it worked in enforce mode");
+        events::wait_for(mark, name, |event| {
+            event["outcome"] == "deny" && reasons.iter().any(|reason| event["reason"] == *reason)
+        })?;
+    }
+    agent.stop()?;
 
     println!(" allowed, to all and to marked programs");
     for (choice, marked) in [("allow", false), ("deny", true)] {
