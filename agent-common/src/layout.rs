@@ -66,9 +66,12 @@ macro_rules! for_each_kernel_field {
         $callback! {
             fields {
                 LINUX_BINPRM_FILE = linux_binprm . file;
+                LINUX_BINPRM_FILENAME = linux_binprm . filename;
+                LINUX_BINPRM_INTERP = linux_binprm . interp;
                 FILE_F_INODE = file . f_inode;
                 FILE_F_PATH = file . f_path;
                 FILE_F_MODE = file . f_mode;
+                FILE_F_FLAGS = file . f_flags;
                 FILE_F_MAPPING = file . f_mapping;
                 FILE_PRIVATE_DATA = file . private_data;
                 ADDRESS_SPACE_I_MMAP_WRITABLE = address_space . i_mmap_writable;
@@ -79,6 +82,7 @@ macro_rules! for_each_kernel_field {
                 INODE_I_WRITECOUNT = inode . i_writecount;
                 SUPER_BLOCK_S_DEV = super_block . s_dev;
                 SUPER_BLOCK_S_MAGIC = super_block . s_magic;
+                SUPER_BLOCK_S_IFLAGS = super_block . s_iflags;
                 PATH_DENTRY = path . dentry;
                 DENTRY_D_INODE = dentry . d_inode;
                 DENTRY_D_PARENT = dentry . d_parent;
@@ -94,6 +98,10 @@ macro_rules! for_each_kernel_field {
                 VM_AREA_STRUCT_VM_FILE = vm_area_struct . vm_file;
                 VM_AREA_STRUCT_VM_FLAGS = vm_area_struct . vm_flags;
                 VM_AREA_STRUCT_ANON_VMA = vm_area_struct . anon_vma;
+                MM_STRUCT_ARG_START = mm_struct . arg_start;
+                MM_STRUCT_ARG_END = mm_struct . arg_end;
+                TASK_STRUCT_NAMEIDATA = task_struct . nameidata;
+                NAMEIDATA_NAME = nameidata . name;
             }
             enumerators {
                 HASH_ALGO_SHA256 = hash_algo . HASH_ALGO_SHA256;

@@ -9,6 +9,7 @@ mod device;
 mod event;
 mod layout;
 mod policy;
+mod script;
 mod verdict;
 
 pub use device::{VerifiedDevice, tables};
@@ -20,6 +21,7 @@ pub use policy::{
     Active, Choices, DIGEST_LEN, Digest, FILESYSTEM_IS_SERVED, Kinds, Mode, Rule, SLOTS,
     fsverity_key,
 };
+pub use script::{ARGUMENT_BYTES, ARGUMENTS, Arguments, Found, Name};
 pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 
 /// Declares a fieldless enum whose values cross the kernel boundary as one byte, with the stable

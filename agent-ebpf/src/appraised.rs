@@ -19,7 +19,7 @@ use crate::{
 /// `int bprm_check_security(struct linux_binprm *bprm)`, as [`crate::exec::gate_exec`].
 #[lsm(hook = "bprm_check_security")]
 pub fn gate_exec_appraised(ctx: LsmContext) -> i32 {
-    let hook = Hook { gate: Gate::Exec, sleeps: false };
+    let hook = Hook { gate: Gate::Exec, sleeps: false, hashes: false };
     // SAFETY: the hook's first argument is a `struct linux_binprm *`, and its file is set here.
     unsafe { judge(hook, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) }
 }
@@ -28,7 +28,7 @@ pub fn gate_exec_appraised(ctx: LsmContext) -> i32 {
 /// flags)`, as [`crate::mapping::gate_mapping`].
 #[lsm(hook = "mmap_file")]
 pub fn gate_mapping_appraised(ctx: LsmContext) -> i32 {
-    let hook = Hook { gate: Gate::Mapping, sleeps: false };
+    let hook = Hook { gate: Gate::Mapping, sleeps: false, hashes: false };
     judge_mapping(hook, ctx.arg(0), ctx.arg(2), ctx.arg(3))
 }
 
@@ -36,7 +36,7 @@ pub fn gate_mapping_appraised(ctx: LsmContext) -> i32 {
 /// [`crate::kernel_intake::gate_kernel_read_file`].
 #[lsm(hook = "kernel_read_file")]
 pub fn gate_kernel_read_file_appraised(ctx: LsmContext) -> i32 {
-    let hook = Hook { gate: Gate::Kernel, sleeps: false };
+    let hook = Hook { gate: Gate::Kernel, sleeps: false, hashes: false };
     // SAFETY: the hook's first argument is a `struct file *`, not null.
     unsafe { judge(hook, ctx.arg(0), kind_of_file(ctx.arg(1))) }
 }

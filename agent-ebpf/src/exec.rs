@@ -8,7 +8,7 @@ use crate::{
     layout::{bprm_file, is_exec_check},
 };
 
-const HOOK: Hook = Hook { gate: Gate::Exec, sleeps: true };
+const HOOK: Hook = Hook { gate: Gate::Exec, sleeps: true, hashes: true };
 
 /// `int bprm_check_security(struct linux_binprm *bprm)`, 5.10 to 7.2; sleepable from 6.1.
 ///

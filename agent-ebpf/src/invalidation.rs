@@ -63,7 +63,7 @@ unsafe fn judge_device(file: *const File, inode: *const Inode) -> i32 {
     let (outcome, reason) = (outcome(active, true), Reason::MountedDevice);
     count_outcome(Gate::Device, outcome, reason);
     // `bpf_d_path` may be used at this hook although it does not sleep.
-    let hook = Hook { gate: Gate::Device, sleeps: true };
+    let hook = Hook { gate: Gate::Device, sleeps: true, hashes: true };
     let appraisal = Appraisal::new(active);
     let told = Report { hook, outcome, reason, wanted: Kinds::NONE, appraisal: &appraisal };
     // SAFETY: by the contract.

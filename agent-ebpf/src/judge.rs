@@ -12,8 +12,9 @@ use crate::{
     fsverity::by_fsverity,
     instructions,
     layout::{
-        File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem, inode_mode,
-        inode_size, inode_writers, is_own_program, program_key, sealed_against_writing,
+        File, HASH_ALGO_SHA256, Inode, file_inode, inode_device, inode_filesystem,
+        inode_filesystem_flags, inode_mode, inode_size, inode_writers, is_own_program, program_key,
+        sealed_against_writing,
     },
     maps::{
         MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count, forget_jit_program,
@@ -31,9 +32,10 @@ const REGULAR_FILE: u16 = 0o100_000;
 #[derive(Clone, Copy)]
 pub struct Hook {
     pub gate: Gate,
-    /// Whether the program is sleepable, so that it can hash and knows paths. Otherwise it looks up
-    /// what was worked out before.
+    /// Whether the program is sleepable, so that it knows paths.
     pub sleeps: bool,
+    /// Whether it can also hash, for which the file must be fully open.
+    pub hashes: bool,
 }
 
 /// Decides whether `file` may be used as one of the `wanted` kinds. Returns what the hook returns.
@@ -214,7 +216,7 @@ pub fn judge_without_file(gate: Gate, wanted: Kinds, reason: Reason) -> i32 {
     }
     let outcome = outcome(active, true);
     count_outcome(gate, outcome, reason);
-    let hook = Hook { gate, sleeps: false };
+    let hook = Hook { gate, sleeps: false, hashes: false };
     let appraisal = Appraisal::new(active);
     report_without_file(&Report { hook, outcome, reason, wanted, appraisal: &appraisal });
     instructions::refusal(outcome as u8 == Outcome::Deny as u8)
@@ -308,12 +310,13 @@ unsafe fn appraise(hook: Hook, file: *const File, inode: *mut Inode, wanted: Kin
     let mut appraisal = Appraisal::new(active());
     // SAFETY: the contract of this function.
     unsafe {
-        appraisal.reason = why_not_identifiable(file, inode, appraisal.active.generation());
+        appraisal.reason =
+            why_not_identifiable(hook.gate, file, inode, appraisal.active.generation());
         if appraisal.reason.is_some() {
             return appraisal;
         }
 
-        if !hook.sleeps {
+        if !hook.hashes {
             look_up(&mut appraisal, inode, wanted);
             return appraisal;
         }
@@ -493,6 +496,7 @@ unsafe fn look_up(appraisal: &mut Appraisal, inode: *mut Inode, wanted: Kinds) {
 /// As for [`judge`]; `inode` is the file's.
 #[inline(always)]
 unsafe fn why_not_identifiable(
+    gate: Gate,
     file: *const File,
     inode: *const Inode,
     generation: u64,
@@ -500,6 +504,8 @@ unsafe fn why_not_identifiable(
     // SAFETY: the contract of this function.
     unsafe {
         if !is_regular(inode) {
+            Some(Reason::NotAFile)
+        } else if gate as u8 == Gate::Interpreter as u8 && is_made_up(inode) {
             Some(Reason::NotAFile)
         } else if is_untrusted_filesystem(inode_filesystem(inode), generation) {
             Some(Reason::Filesystem)
@@ -523,6 +529,19 @@ unsafe fn why_not_identifiable(
 pub unsafe fn is_regular(inode: *const Inode) -> bool {
     // SAFETY: by the contract.
     unsafe { inode_mode(inode) & FILE_TYPE == REGULAR_FILE }
+}
+
+/// Whether a file has no content of its own: the kernel makes it up when it is read, as in procfs,
+/// where it also has no size. The exec and mapping gates never see such a file.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+unsafe fn is_made_up(inode: *const Inode) -> bool {
+    /// `SB_I_NOEXEC` (include/linux/fs.h, 5.10 to 7.2): no file of the filesystem is ever run.
+    const NEVER_RUN: u64 = 1 << 1;
+    // SAFETY: by the contract.
+    unsafe { inode_size(inode) == 0 || inode_filesystem_flags(inode) & NEVER_RUN != 0 }
 }
 
 /// The record's stamp, which is given now if the record is new.

@@ -23,7 +23,11 @@ use crate::{
 pub fn gate_kernel_read_file(ctx: LsmContext) -> i32 {
     // SAFETY: the hook's first argument is a `struct file *`, not null.
     unsafe {
-        judge(Hook { gate: Gate::Kernel, sleeps: true }, ctx.arg(0), kind_of_file(ctx.arg(1)))
+        judge(
+            Hook { gate: Gate::Kernel, sleeps: true, hashes: true },
+            ctx.arg(0),
+            kind_of_file(ctx.arg(1)),
+        )
     }
 }
 

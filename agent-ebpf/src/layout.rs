@@ -27,6 +27,10 @@ macro_rules! globals {
 }
 for_each_kernel_field!(globals);
 
+/// `filename.uptr`, which 7.2 does not have any more; only the interpreter gate reads it.
+#[unsafe(no_mangle)]
+static FILENAME_UPTR: Global<u32> = Global::new(0xffff);
+
 /// Offset of the byte that holds the bit-field `linux_binprm.is_check` (from 6.14), and the bit.
 #[unsafe(no_mangle)]
 static LINUX_BINPRM_IS_CHECK: Global<u32> = Global::new(0xffff);
@@ -126,6 +130,8 @@ accessors! { by load:
     file_inode(File) -> *mut Inode = FILE_F_INODE;
     /// How the file is open: `FMODE_*`.
     file_mode(File) -> u32 = FILE_F_MODE;
+    /// What it was opened with: `O_*`, and `__FMODE_EXEC`.
+    file_flags(File) -> u32 = FILE_F_FLAGS;
     /// File type and permissions.
     inode_mode(Inode) -> u16 = INODE_I_MODE;
     /// How many hold the file open for writing; negative while writing is denied.
@@ -157,6 +163,20 @@ accessors! { by load_of_task:
     task_parent(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
     /// The task's name: as two words, to keep the loads few.
     task_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
+}
+
+/// Whether a `#!` line, or binfmt_misc, has put an interpreter in the place of what was to be run:
+/// the names of the two are the same string otherwise.
+///
+/// # Safety
+/// `bprm` is the hook's `struct linux_binprm *`.
+#[inline(always)]
+pub unsafe fn started_by_script(bprm: *const c_void) -> bool {
+    // SAFETY: by the contract; the addresses are only compared.
+    unsafe {
+        load::<usize, _>(bprm, &LINUX_BINPRM_INTERP)
+            != load::<usize, _>(bprm, &LINUX_BINPRM_FILENAME)
+    }
 }
 
 /// Address of the file's `struct path`.
@@ -191,6 +211,16 @@ pub unsafe fn inode_filesystem(inode: *const Inode) -> u64 {
     unsafe {
         load_of_task(load_of_task::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_MAGIC)
     }
+}
+
+/// Flags of the inode's filesystem, `SB_I_*` (include/linux/fs.h).
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn inode_filesystem_flags(inode: *const Inode) -> u64 {
+    // SAFETY: by the contract; an inode always has a superblock.
+    unsafe { load(load::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_IFLAGS) }
 }
 
 /// Whether the file is a memfd that is sealed against writing.
@@ -232,6 +262,28 @@ pub fn own_program() -> *const Inode {
         let mm: *const c_void = load_of_task(current_task(), &TASK_STRUCT_MM);
         let exe_file: *const File = load_of_task(mm, &MM_STRUCT_EXE_FILE);
         load_of_task(exe_file, &FILE_F_INODE)
+    }
+}
+
+/// Where the current process has its arguments, from the program's name to the end of the last one.
+#[inline(always)]
+pub fn arguments() -> (u64, u64) {
+    // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
+    unsafe {
+        let mm: *const c_void = load(current_task(), &TASK_STRUCT_MM);
+        (load(mm, &MM_STRUCT_ARG_START), load(mm, &MM_STRUCT_ARG_END))
+    }
+}
+
+/// Where the current process has the name that it is just opening a file by; zero if it does not,
+/// or if the name is the kernel's.
+#[inline(always)]
+pub fn name_being_opened() -> u64 {
+    // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
+    unsafe {
+        let lookup: *const c_void = load(current_task(), &TASK_STRUCT_NAMEIDATA);
+        let name: *const c_void = load(lookup, &NAMEIDATA_NAME);
+        load(name, &FILENAME_UPTR)
     }
 }
 

@@ -12,6 +12,7 @@ mod devices;
 mod exec;
 mod fsverity;
 mod instructions;
+mod interpreter;
 mod invalidation;
 mod judge;
 mod kernel_intake;

@@ -16,7 +16,7 @@ use crate::{
 /// (linux/mman.h).
 const MAP_SHARED: u64 = 1;
 
-const HOOK: Hook = Hook { gate: Gate::Mapping, sleeps: true };
+const HOOK: Hook = Hook { gate: Gate::Mapping, sleeps: true, hashes: true };
 
 /// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long
 /// flags)`, 5.10 to 7.2; sleepable from 6.1.

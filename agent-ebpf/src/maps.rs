@@ -8,8 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portcullis_common::{
-    Active, Counter, DIGEST_LEN, Digest, Event, FILESYSTEM_IS_SERVED, Gate, OverlayLayout,
-    PATH_SHORT, ProgramKey, Rule, SLOTS, Verdict,
+    Active, Arguments, Counter, DIGEST_LEN, Digest, Event, FILESYSTEM_IS_SERVED, Gate,
+    OverlayLayout, PATH_SHORT, ProgramKey, Rule, SLOTS, Verdict,
 };
 
 use crate::instructions;
@@ -48,6 +48,16 @@ pub static VERDICTS: InodeStorage<Verdict> = InodeStorage::new();
 /// the pages that the mapping showed.
 #[btf_map]
 pub static WAS_MAPPED: InodeStorage<u64> = InodeStorage::new();
+
+/// What is kept of each process (by its id in the initial namespace) whose program is marked as an
+/// interpreter. Entries take memory only while they are there.
+#[btf_map]
+pub static INTERPRETERS: HashMap<u32, Arguments, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// One record of zeros, as a program's stack is too small for it.
+#[btf_map]
+pub static NO_ARGUMENTS: Array<Arguments, 1> = Array::new();
 
 /// Set on files that an overlay filesystem has opened as a layer's.
 #[btf_map]

@@ -21,7 +21,7 @@ const VM_WRITE: u64 = 2;
 const VM_EXEC: u64 = 4;
 const VM_SHARED: u64 = 8;
 
-const HOOK: Hook = Hook { gate: Gate::Memory, sleeps: false };
+const HOOK: Hook = Hook { gate: Gate::Memory, sleeps: false, hashes: false };
 
 /// `int file_mprotect(struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot)`, 5.10
 /// to 7.2, sleepable in none. `prot` is what takes effect, as in `mmap_file`.

@@ -121,6 +121,7 @@ fn prove(layout: &Layout, folder: &Path) -> anyhow::Result<Vec<Check>> {
         max_hashed_bytes: MAX_HASHED_BYTES,
         memfd_device: selftest::memfd_device()?,
         may_read_kernel: facts::may_read_kernel(),
+        interpreters: true,
         log_level: 0,
     };
     let mut gates = Gates::load(layout, &settings)?;

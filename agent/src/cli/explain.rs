@@ -284,6 +284,12 @@ fn as_good_as(listed: &str, kind: Kinds) -> bool {
     listed.intersects(kind) || (exec.intersects(kind) && exec.intersects(listed))
 }
 
+/// What the marks on a program mean.
+const MARKS: [(&str, &str); 2] = [
+    ("jit", "may make memory executable that holds no file's content"),
+    ("interpreter", "takes its script only from files that are listed with \"script\""),
+];
+
 fn show(one: &Explanation) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -298,6 +304,11 @@ fn show(one: &Explanation) -> String {
     }
     for Use { kind, outcome, why, .. } in &one.uses {
         let _ = writeln!(text, "  as {kind}: {outcome}: {why}");
+    }
+    for (mark, means) in MARKS {
+        if one.rule.as_ref().is_some_and(|rule| rule.kinds.iter().any(|kind| kind == mark)) {
+            let _ = writeln!(text, "  marked {mark}: {means}");
+        }
     }
     text
 }

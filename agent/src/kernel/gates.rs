@@ -18,7 +18,8 @@ use aya::{
 use aya_log::EbpfLogger;
 use indicatif::ProgressBar;
 use portcullis_common::{
-    Active, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule, SLOTS, Verdict,
+    Active, Arguments, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule,
+    SLOTS, Verdict,
 };
 use thiserror::Error;
 
@@ -59,13 +60,20 @@ const fn hook(program: &'static str, hook: &'static str, gate: Option<Gate>) -> 
     Hook { program, hook, gate }
 }
 
+/// The interpreter gate for kernels without `file_post_open`.
+const EARLY_INTERPRETER_GATE: &str = "gate_interpreter_early";
+
 /// The hooks in the order in which they are attached: what deletes verdicts comes before what
 /// makes them.
-const HOOKS: [Hook; 9] = [
+const HOOKS: [Hook; 13] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
     hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
+    hook("gate_interpreter", "file_post_open", Some(Gate::Interpreter)),
+    hook(EARLY_INTERPRETER_GATE, "file_open", Some(Gate::Interpreter)),
+    hook("forget_process", "task_free", Some(Gate::Interpreter)),
+    hook("note_program", "bprm_committed_creds", Some(Gate::Interpreter)),
     hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
     hook("gate_kernel_read_file", "kernel_read_file", Some(Gate::Kernel)),
     hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
@@ -86,14 +94,18 @@ const APPRAISED_HOOKS: [Hook; 8] = [
 ];
 
 /// The hooks that this kernel has and needs.
-fn hooks_for(layout: &Layout) -> Vec<Hook> {
+fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
     let hooks = match layout.hashing {
         Hashing::Kernel => &HOOKS[..],
         Hashing::Agent => &APPRAISED_HOOKS[..],
     };
+    let interpreters = settings.interpreters && layout.has_opened_name;
     let has = |hook: &&Hook| match hook.program {
         "invalidate_file_truncate" => layout.has_file_truncate,
         "gate_exec_check" => layout.has_exec_check,
+        "gate_interpreter" => interpreters && layout.has_file_post_open,
+        EARLY_INTERPRETER_GATE => interpreters && !layout.has_file_post_open,
+        _ if hook.gate == Some(Gate::Interpreter) => interpreters,
         _ => true,
     };
     hooks.iter().filter(has).copied().collect()
@@ -190,6 +202,8 @@ pub struct Settings {
     pub watch_devices: bool,
     /// Whether the kernel lets programs read its memory.
     pub may_read_kernel: bool,
+    /// Whether the policy marks programs as interpreters.
+    pub interpreters: bool,
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
@@ -213,6 +227,7 @@ pub struct Gates {
     filesystems: HashMap<MapData, u64, u64>,
     mounted_devices: HashMap<MapData, u32, u8>,
     overlay_layout: Array<MapData, OverlayLayout>,
+    interpreters: HashMap<MapData, u32, Arguments>,
     policies: ArrayOfMaps<MapData, Rules>,
     /// The maps in the slots, and the one that was replaced last. A program that looked a map up
     /// before it was replaced may still be using it.
@@ -256,7 +271,7 @@ impl Gates {
         }
         let mut ebpf = loader.load(OBJECT)?;
         let btf = Btf::from_sys_fs()?;
-        let hooks = hooks_for(layout);
+        let hooks = hooks_for(layout, settings);
         for hook in &hooks {
             let refused = |source| program_error(*hook, source);
             program(&mut ebpf, *hook)?.load(hook.hook, &btf).map_err(refused)?;
@@ -292,6 +307,7 @@ impl Gates {
             filesystems,
             overlay_layout: take(&mut ebpf, "OVERLAY_LAYOUT")?,
             mounted_devices: take(&mut ebpf, "MOUNTED_DEVICES")?,
+            interpreters: take(&mut ebpf, "INTERPRETERS")?,
             policies: take(&mut ebpf, "POLICIES")?,
             verdicts_again: Some(duplicate(&ebpf, "VERDICTS")?),
             verdicts: take(&mut ebpf, "VERDICTS")?,
@@ -462,6 +478,27 @@ impl Gates {
             map.pin(&path).map_err(|error| GatesError::Pin { path, why: brief(&error) })?;
         }
         Ok(())
+    }
+
+    /// Has the interpreter gate take every file for a script that this process opens, or stops that.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn watch_own_opens(&mut self, watch: bool) -> Result<(), GatesError> {
+        let process = std::process::id();
+        if watch {
+            self.interpreters.insert(process, Arguments::anything(), 0)?;
+        } else {
+            self.interpreters.remove(&process)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the interpreter gate can hash a script when it is opened. Where it cannot, the file
+    /// must have been judged before.
+    #[must_use]
+    pub fn scripts_need_appraisal(&self) -> bool {
+        self.hooks.iter().any(|hook| hook.program == EARLY_INTERPRETER_GATE)
     }
 
     /// Whether a gate has programs, which those that the policy does not need have not.

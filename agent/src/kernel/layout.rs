@@ -48,6 +48,11 @@ pub struct Layout {
     pub has_exec_check: bool,
     /// Who works out digests.
     pub hashing: Hashing,
+    /// Whether a program can tell by which name a file is opened (not in 7.2).
+    pub has_opened_name: bool,
+    /// Whether the LSM hook `file_post_open` exists (from 6.9): without it, a script that an
+    /// interpreter opens cannot be hashed at that moment.
+    pub has_file_post_open: bool,
     /// Whether a program is called for one task while it works for another on the same processor
     /// (before 5.12, from 6.2, and in later releases of 6.1).
     pub runs_when_busy: bool,
@@ -93,8 +98,11 @@ impl Layout {
         globals.extend(devices.iter().flatten());
         let fsverity = fsverity_fields(&btf);
         globals.extend(fsverity.iter().flatten());
+        let opened_name = btf.offset("filename", "uptr").ok();
+        globals.extend(opened_name.map(|offset| ("FILENAME_UPTR", offset)));
         Ok(Self {
             globals,
+            has_opened_name: opened_name.is_some(),
             has_fsverity: fsverity.is_some(),
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
@@ -108,6 +116,7 @@ impl Layout {
             // was protected from recursion by being skipped, security programs too.
             runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur")
                 || btf.offset("bpf_prog", "active").is_err(),
+            has_file_post_open: btf.has_function("bpf_lsm_file_post_open"),
         })
     }
 

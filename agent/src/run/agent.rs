@@ -35,7 +35,7 @@ use crate::{
     policy::{Policy, manifest},
     run::{
         RunError, Started, appraiser::Appraiser, backend::Backend, health::Health, preflight,
-        reappraise, recorder::Recorder, system, warden::Watch,
+        reappraise, recorder::Recorder, scripts::Scripts, system, warden::Watch,
     },
 };
 
@@ -72,6 +72,10 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         log = Some(watch(gates.take_log()?).map_err(system("watching the programs' log"))?);
         _reappraiser = reappraise::start(reappraise, gates.take_verdicts()?, tell.clone())
             .map_err(system("starting the re-appraisal"))?;
+        if gates.scripts_need_appraisal() {
+            let started = Scripts::start(&policy);
+            agent.scripts = Some(started.map_err(system("starting the appraisal of scripts"))?);
+        }
     }
     let mut answered = watch_answers(&mut agent, warden);
     // The rules are in the kernel now; a million of them would be 40 MB here.
@@ -204,6 +208,8 @@ struct Agent {
     own: BTreeMap<(Gate, Counter), u64>,
     /// Lost events that have been told, by gate.
     lost: BTreeMap<Gate, u64>,
+    /// On kernels where the interpreter gate cannot hash.
+    scripts: Option<Scripts>,
     /// For what comes back from work in the background.
     commands: Option<mpsc::Sender<Command>>,
     /// Whether a request asked for the gates to be taken down.
@@ -235,6 +241,7 @@ impl Agent {
             since: Timestamp::now(),
             own: BTreeMap::new(),
             lost: BTreeMap::new(),
+            scripts: None,
             commands: None,
             take_down: false,
         }
@@ -297,6 +304,13 @@ impl Agent {
     fn gate_event(&mut self, mut event: GateEvent) {
         if let Some(appraiser) = &self.appraiser {
             appraiser.complete(&mut event);
+        }
+        if let Some(scripts) = &self.scripts {
+            if event.gate == Gate::Mapping && event.header.pid == std::process::id() {
+                self.own_counts(selftest::counted(&event));
+                return;
+            }
+            scripts.take(&event);
         }
         let decision = self.enricher.decision(&event, std::slice::from_ref(&self.view));
         let time = wall_time(event.header.boot_ns);
@@ -373,8 +387,12 @@ impl Agent {
         for event in &test.others {
             self.gate_event(event.clone());
         }
-        for (gate, counter, amount) in &test.own {
-            *self.own.entry((*gate, *counter)).or_default() += amount;
+        self.own_counts(test.own.iter().copied());
+    }
+
+    fn own_counts(&mut self, counts: impl Iterator<Item = (Gate, Counter, u64)>) {
+        for (gate, counter, amount) in counts {
+            *self.own.entry((gate, counter)).or_default() += amount;
         }
     }
 

@@ -10,6 +10,7 @@ pub mod preflight;
 pub mod questions;
 pub mod reappraise;
 pub mod recorder;
+mod scripts;
 pub mod sink;
 mod warden;
 
@@ -235,11 +236,23 @@ fn start(
             "list the files by the SHA-256 of their content as well",
         ));
     }
+    let can_judge_scripts = layout.hashing == Hashing::Kernel && layout.has_opened_name;
+    if policy.choices.contains(Choices::INTERPRETERS) && !can_judge_scripts {
+        checks.push(Check::bad(
+            State::Warning,
+            "interpreters",
+            "scripts of marked interpreters are judged",
+            "this kernel cannot do it, so the mark does nothing",
+            "use Linux 6.1 to 6.12, with IMA",
+        ));
+    }
+
     let settings = Settings {
         max_hashed_bytes: MAX_HASHED_BYTES,
         memfd_device: selftest::memfd_device().map_err(system("making a memfd"))?,
         watch_devices: !policy.verified_filesystems.is_empty(),
         may_read_kernel: facts::may_read_kernel(),
+        interpreters: policy.choices.contains(Choices::INTERPRETERS),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;

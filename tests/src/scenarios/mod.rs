@@ -19,6 +19,7 @@ mod churn;
 mod events_stream;
 mod execve_check;
 mod fsverity;
+mod interpreters;
 mod kernel_checks;
 mod life;
 mod limits;
@@ -76,6 +77,8 @@ pub const ALL: &[Scenario] = &[
     usual("exec-from-memory", attacks_exec::memory),
     usual("exec-by-content-only", attacks_exec::content_only),
     usual("exec-scripts", attacks_exec::scripts),
+    usual("interpreter-scripts", interpreters::by_name),
+    usual("interpreter-ordinary-use", interpreters::ordinary_use),
     usual("exec-while-hashing", attacks_exec::while_hashing),
     usual("exec-kinds", attacks_exec::kinds),
     usual("execve-check", execve_check::honoured),

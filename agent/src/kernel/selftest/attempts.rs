@@ -63,16 +63,15 @@ pub type Tried = io::Result<(File, [u8; 32])>;
 /// Maps a file as code.
 pub fn mapping(records: &mut Option<Records>) -> Tried {
     let (file, digest) = vouched_file(records)?;
+    map_as_code(&file)?;
+    Ok((file, digest))
+}
+
+/// Has the mapping gate judge a file, whatever it says.
+pub fn map_as_code(file: &File) -> io::Result<()> {
     // SAFETY: a new mapping that is never touched, unmapped at once.
     match unsafe {
-        mmap(
-            std::ptr::null_mut(),
-            1,
-            ProtFlags::READ | ProtFlags::EXEC,
-            MapFlags::PRIVATE,
-            &file,
-            0,
-        )
+        mmap(std::ptr::null_mut(), 1, ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE, file, 0)
     } {
         Ok(address) => {
             // SAFETY: just mapped with this length.
@@ -81,7 +80,19 @@ pub fn mapping(records: &mut Option<Records>) -> Tried {
         Err(Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }
-    Ok((file, digest))
+    Ok(())
+}
+
+/// Opens a file by a name, after the mapping gate has judged it if that is `needed`.
+pub fn opening(needed: bool) -> Tried {
+    let (file, digest) = unique_file()?;
+    if needed {
+        map_as_code(&file)?;
+    }
+    match File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::PERM) => Err(error),
+        _ => Ok((file, digest)),
+    }
 }
 
 /// Maps a file for reading and makes the mapping executable afterwards.

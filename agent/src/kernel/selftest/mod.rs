@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-pub use attempts::{memory_file, start_own_binary};
+pub use attempts::{map_as_code, memory_file, start_own_binary};
 
 /// The hidden argument with which our own binary does nothing and succeeds.
 pub const NOTHING: &str = "--do-nothing";
@@ -66,6 +66,12 @@ pub fn run(
     let mut test = Test { ring, records: records(gates)?, others: Vec::new(), own: Vec::new() };
     let mut checks =
         vec![test.mapping(), test.exec(), test.memory(), test.module(), test.module_from_memory()];
+    if gates.is_asked_for(Gate::Interpreter) {
+        let needed = gates.scripts_need_appraisal();
+        gates.watch_own_opens(true)?;
+        checks.push(test.interpreter(needed));
+        gates.watch_own_opens(false)?;
+    }
     checks.extend(forgetting::checks(gates, folder)?);
     Ok(SelfTest { checks, others: test.others, own: test.own })
 }
@@ -96,6 +102,11 @@ impl Test<'_> {
     fn mapping(&mut self) -> Check {
         let tried = attempts::mapping(&mut self.records);
         self.judge("mapping-gate", "mapping as code is judged", Gate::Mapping, tried)
+    }
+
+    fn interpreter(&mut self, judged_before: bool) -> Check {
+        let (id, title) = ("interpreter-gate", "scripts of marked interpreters are judged");
+        self.judge(id, title, Gate::Interpreter, attempts::opening(judged_before))
     }
 
     fn exec(&mut self) -> Check {
@@ -230,7 +241,7 @@ fn not_called(id: &'static str, title: &'static str) -> Check {
 }
 
 /// What the gate has counted for one of its events.
-fn counted(event: &GateEvent) -> impl Iterator<Item = (Gate, Counter, u64)> + use<> {
+pub fn counted(event: &GateEvent) -> impl Iterator<Item = (Gate, Counter, u64)> + use<> {
     let gate = event.gate;
     let outcome = match event.outcome {
         Outcome::Allow => Counter::Allowed,
