@@ -8,8 +8,9 @@ use core::ffi::c_void;
 use portcullis_common::{Active, Choices, Gate, Kinds, Outcome, Reason};
 
 use crate::{
+    appraisal::{Appraisal, FILE_TYPE},
     instructions,
-    judge::{Appraisal, FILE_TYPE, Hook, count_outcome, outcome},
+    judge::{Hook, count_outcome, outcome},
     layout::{
         File, Inode, dentry_inode, file_inode, file_mode, inode_mode, inode_special_device,
         path_dentry,

@@ -7,6 +7,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod appraisal;
 mod appraised;
 mod devices;
 mod exec;

@@ -4,9 +4,10 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use portcullis_common::{Gate, Kinds, Reason};
 
 use crate::{
+    appraisal::is_regular,
     instructions::is_null,
     invalidation::FMODE_WRITE,
-    judge::{Hook, cannot_decide, is_regular, judge},
+    judge::{Hook, cannot_decide, judge},
     layout::{File, file_inode, file_mode},
     maps::WAS_MAPPED,
     memory::{PROT_EXEC, judge_memory},

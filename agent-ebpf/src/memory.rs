@@ -4,8 +4,9 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use portcullis_common::{Active, Choices, Gate, Kinds, Outcome, Reason};
 
 use crate::{
+    appraisal::Appraisal,
     instructions,
-    judge::{Appraisal, Hook, count_outcome, judge, outcome},
+    judge::{Hook, count_outcome, judge, outcome},
     layout::{Vma, own_program, program_key, vma_file, vma_flags, vma_own_pages},
     maps::{active, digest_of_jit_program, rule, tell_once},
     report::{Report, report_inode},

@@ -13,8 +13,8 @@ use core::ffi::c_void;
 use portcullis_common::{OverlayLayout, Reason};
 
 use crate::{
+    appraisal::is_regular,
     instructions,
-    judge::is_regular,
     layout::{
         DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_inode, file_mode,
         file_private_data,

@@ -19,8 +19,9 @@ use portcullis_common::{
 };
 
 use crate::{
+    appraisal::Appraisal,
     instructions::any,
-    judge::{Appraisal, Hook},
+    judge::Hook,
     layout::{
         File, Inode, current_task, file_path, inode_device, inode_filesystem, inode_number,
         inode_size, task_comm, task_parent, task_pid,

@@ -12,7 +12,7 @@ use crate::{
         Request,
         client::{self, ClientError},
     },
-    kernel::gates,
+    kernel::hooks,
     run,
 };
 
@@ -36,7 +36,7 @@ pub fn stop(_: &Args) -> Outcome {
         Err(error) => return Err(error.into()),
     };
     let end = Instant::now() + PATIENCE;
-    while gates::are_loaded() {
+    while hooks::are_loaded() {
         if Instant::now() > end {
             output::note("the kernel has not let go of all gates yet");
             break;

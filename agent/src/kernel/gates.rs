@@ -3,16 +3,14 @@
 use std::{
     collections::BTreeSet,
     os::fd::{AsFd, AsRawFd},
-    path::PathBuf,
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, HashMap, InodeStorage, Map, MapData, MapError, RingBuf},
     programs::{
         Lsm, ProgramError,
         links::{FdLink, PinnedLink},
-        loaded_programs,
     },
 };
 use aya_log::EbpfLogger;
@@ -21,13 +19,15 @@ use portcullis_common::{
     Active, Arguments, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule,
     SLOTS, Verdict,
 };
-use thiserror::Error;
 
+pub use crate::kernel::gates_error::GatesError;
 use crate::{
     kernel::{
         active::ActiveWord,
         devices::Devices,
         filesystems,
+        gates_error::brief,
+        hooks::{EARLY_INTERPRETER_GATE, Hook, hooks_for},
         layout::{Hashing, Layout},
         pins::{self, Pins},
         records::Records,
@@ -44,152 +44,6 @@ const NO_PREALLOC: u32 = 1;
 /// The maps that each agent takes over from the one before: which files were mapped for writing,
 /// and which are layers of an overlay. Neither could be found out anew.
 const INHERITED: [&str; 2] = ["WAS_MAPPED", "LAYERED"];
-
-/// A program and the hook it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hook {
-    /// Name of the program in the object.
-    pub program: &'static str,
-    /// Name of the LSM hook.
-    pub hook: &'static str,
-    /// The gate that it is; `None` for those that only delete verdicts.
-    pub gate: Option<Gate>,
-}
-
-const fn hook(program: &'static str, hook: &'static str, gate: Option<Gate>) -> Hook {
-    Hook { program, hook, gate }
-}
-
-/// The interpreter gate for kernels without `file_post_open`.
-const EARLY_INTERPRETER_GATE: &str = "gate_interpreter_early";
-
-/// The hooks in the order in which they are attached: what deletes verdicts comes before what
-/// makes them.
-const HOOKS: [Hook; 13] = [
-    hook("invalidate_file_open", "file_open", Some(Gate::Device)),
-    hook("invalidate_path_truncate", "path_truncate", None),
-    hook("invalidate_file_truncate", "file_truncate", None),
-    hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
-    hook("gate_interpreter", "file_post_open", Some(Gate::Interpreter)),
-    hook(EARLY_INTERPRETER_GATE, "file_open", Some(Gate::Interpreter)),
-    hook("forget_process", "task_free", Some(Gate::Interpreter)),
-    hook("note_program", "bprm_committed_creds", Some(Gate::Interpreter)),
-    hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
-    hook("gate_kernel_read_file", "kernel_read_file", Some(Gate::Kernel)),
-    hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
-    hook("gate_exec", "bprm_check_security", Some(Gate::Exec)),
-    hook("gate_exec_check", "bprm_creds_for_exec", Some(Gate::Exec)),
-];
-
-/// The same where the agent hashes: nothing there can sleep.
-const APPRAISED_HOOKS: [Hook; 8] = [
-    hook("invalidate_file_open", "file_open", Some(Gate::Device)),
-    hook("invalidate_path_truncate", "path_truncate", None),
-    hook("invalidate_file_truncate", "file_truncate", None),
-    hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
-    hook("gate_mapping_appraised", "mmap_file", Some(Gate::Mapping)),
-    hook("gate_kernel_read_file_appraised", "kernel_read_file", Some(Gate::Kernel)),
-    hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
-    hook("gate_exec_appraised", "bprm_check_security", Some(Gate::Exec)),
-];
-
-/// The hooks that this kernel has and needs.
-fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
-    let hooks = match layout.hashing {
-        Hashing::Kernel => &HOOKS[..],
-        Hashing::Agent => &APPRAISED_HOOKS[..],
-    };
-    let interpreters = settings.interpreters && layout.has_opened_name;
-    let has = |hook: &&Hook| match hook.program {
-        "invalidate_file_truncate" => layout.has_file_truncate,
-        "gate_exec_check" => layout.has_exec_check,
-        "gate_interpreter" => interpreters && layout.has_file_post_open,
-        EARLY_INTERPRETER_GATE => interpreters && !layout.has_file_post_open,
-        _ if hook.gate == Some(Gate::Interpreter) => interpreters,
-        _ => true,
-    };
-    hooks.iter().filter(has).copied().collect()
-}
-
-/// Whether the kernel has programs of ours, attached or on their way out. Whoever may not ask is
-/// told of none.
-#[must_use]
-pub fn are_loaded() -> bool {
-    /// Names are cut to this many bytes (`BPF_OBJ_NAME_LEN`, with the terminating zero).
-    const NAME: usize = 15;
-    loaded_programs().flatten().any(|program| {
-        HOOKS.iter().any(|hook| {
-            let name = hook.program.as_bytes();
-            program.name() == &name[..name.len().min(NAME)]
-        })
-    })
-}
-
-/// Why the gates do not stand.
-#[derive(Debug, Error)]
-pub enum GatesError {
-    /// The object or one of its maps was refused.
-    #[error("the kernel refused the programs' object: {}", brief(.0))]
-    Object(#[from] EbpfError),
-    /// A program was refused.
-    #[error("the kernel refused program {program} for hook {hook}: {}", brief(.source))]
-    Program {
-        /// Name of the program.
-        program: &'static str,
-        /// Name of the hook.
-        hook: &'static str,
-        /// Why.
-        source: Box<ProgramError>,
-    },
-    /// The kernel's type information is not readable for aya.
-    #[error("the kernel's type information cannot be used: {0}")]
-    Btf(#[from] aya::BtfError),
-    /// A map does not do what it should.
-    #[error("a map of the kernel programs failed: {0}")]
-    Map(#[from] MapError),
-    /// The object lacks something; the build is broken.
-    #[error("the compiled programs lack `{0}`")]
-    Missing(&'static str),
-    /// Trust in verified filesystems cannot be kept right.
-    #[error(
-        "the policy lists the root hash of a filesystem, and this kernel has no place to watch its \
-         device; remove [[filesystem]] verity from the policy and list digests"
-    )]
-    NoWatch,
-    /// The word that switches policies could not be mapped.
-    #[error("mapping the policy switch failed: {0}")]
-    Switch(#[from] rustix::io::Errno),
-    /// The policy has more digests than a map can have.
-    #[error("a policy of {0} digests is too large for the kernel")]
-    TooManyDigests(usize),
-    /// Pinning failed.
-    #[error("pinning {path} failed: {why}")]
-    Pin {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
-    /// The map of verdicts could not be shared.
-    #[error("sharing the map of verdicts failed: {0}")]
-    Records(#[source] std::io::Error),
-    /// The kernel's log of the programs could not be read.
-    #[error("the programs' own log cannot be read: {0}")]
-    Log(String),
-}
-
-/// The verifier's words fill pages; the cause stands in its last lines.
-fn brief(error: &dyn std::error::Error) -> String {
-    const STATISTICS: [&str; 4] = ["processed ", "verification time", "stack depth", ":"];
-    let text = error.to_string();
-    let mut lines = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start)));
-    let first = lines.next().unwrap_or_default();
-    let first = first.split(" Verifier output:").next().unwrap_or_default();
-    lines.next_back().map_or_else(|| first.to_owned(), |last| format!("{first} … {last}"))
-}
 
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Copy, Debug)]

@@ -9,6 +9,8 @@ pub mod facts;
 pub mod fanotify;
 pub mod filesystems;
 pub mod gates;
+mod gates_error;
+pub mod hooks;
 pub mod layout;
 pub mod mountpoints;
 pub mod mounts;

@@ -1,0 +1,90 @@
+//! Which programs stand at which hooks.
+
+use aya::programs::loaded_programs;
+use portcullis_common::Gate;
+
+use crate::kernel::{
+    gates::Settings,
+    layout::{Hashing, Layout},
+};
+
+/// A program and the hook it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Name of the program in the object.
+    pub program: &'static str,
+    /// Name of the LSM hook.
+    pub hook: &'static str,
+    /// The gate that it is; `None` for those that only delete verdicts.
+    pub gate: Option<Gate>,
+}
+
+const fn hook(program: &'static str, hook: &'static str, gate: Option<Gate>) -> Hook {
+    Hook { program, hook, gate }
+}
+
+/// The interpreter gate for kernels without `file_post_open`.
+pub const EARLY_INTERPRETER_GATE: &str = "gate_interpreter_early";
+
+/// The hooks in the order in which they are attached: what deletes verdicts comes before what
+/// makes them.
+const HOOKS: [Hook; 13] = [
+    hook("invalidate_file_open", "file_open", Some(Gate::Device)),
+    hook("invalidate_path_truncate", "path_truncate", None),
+    hook("invalidate_file_truncate", "file_truncate", None),
+    hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
+    hook("gate_interpreter", "file_post_open", Some(Gate::Interpreter)),
+    hook(EARLY_INTERPRETER_GATE, "file_open", Some(Gate::Interpreter)),
+    hook("forget_process", "task_free", Some(Gate::Interpreter)),
+    hook("note_program", "bprm_committed_creds", Some(Gate::Interpreter)),
+    hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
+    hook("gate_kernel_read_file", "kernel_read_file", Some(Gate::Kernel)),
+    hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
+    hook("gate_exec", "bprm_check_security", Some(Gate::Exec)),
+    hook("gate_exec_check", "bprm_creds_for_exec", Some(Gate::Exec)),
+];
+
+/// The same where the agent hashes: nothing there can sleep.
+const APPRAISED_HOOKS: [Hook; 8] = [
+    hook("invalidate_file_open", "file_open", Some(Gate::Device)),
+    hook("invalidate_path_truncate", "path_truncate", None),
+    hook("invalidate_file_truncate", "file_truncate", None),
+    hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
+    hook("gate_mapping_appraised", "mmap_file", Some(Gate::Mapping)),
+    hook("gate_kernel_read_file_appraised", "kernel_read_file", Some(Gate::Kernel)),
+    hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
+    hook("gate_exec_appraised", "bprm_check_security", Some(Gate::Exec)),
+];
+
+/// The hooks that this kernel has and needs.
+#[must_use]
+pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
+    let hooks = match layout.hashing {
+        Hashing::Kernel => &HOOKS[..],
+        Hashing::Agent => &APPRAISED_HOOKS[..],
+    };
+    let interpreters = settings.interpreters && layout.has_opened_name;
+    let has = |hook: &&Hook| match hook.program {
+        "invalidate_file_truncate" => layout.has_file_truncate,
+        "gate_exec_check" => layout.has_exec_check,
+        "gate_interpreter" => interpreters && layout.has_file_post_open,
+        EARLY_INTERPRETER_GATE => interpreters && !layout.has_file_post_open,
+        _ if hook.gate == Some(Gate::Interpreter) => interpreters,
+        _ => true,
+    };
+    hooks.iter().filter(has).copied().collect()
+}
+
+/// Whether the kernel has programs of ours, attached or on their way out. Whoever may not ask is
+/// told of none.
+#[must_use]
+pub fn are_loaded() -> bool {
+    /// Names are cut to this many bytes (`BPF_OBJ_NAME_LEN`, with the terminating zero).
+    const NAME: usize = 15;
+    loaded_programs().flatten().any(|program| {
+        HOOKS.iter().any(|hook| {
+            let name = hook.program.as_bytes();
+            program.name() == &name[..name.len().min(NAME)]
+        })
+    })
+}

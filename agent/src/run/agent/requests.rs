@@ -1,0 +1,153 @@
+//! What the agent answers to requests at its socket.
+
+use portcullis_common::{Counter, Gate, Mode};
+use tokio::sync::oneshot;
+
+use super::Agent;
+use crate::{
+    artifact::digest,
+    control::{
+        GateStatus, ModeAnswer, PROTOCOL, Refusal, Request, RuleAnswer, RuleFound, Status,
+        mode_named, preflight_refusal,
+        server::{self, Answer, Command},
+    },
+    event::{Body, human},
+    policy::manifest,
+    run::{preflight, sink},
+};
+
+impl Agent {
+    /// Does what a request asks. Returns the cause if it ends the agent.
+    pub(super) fn command(&mut self, command: Command) -> Option<&'static str> {
+        let Command { request, answer, in_use } = command;
+        let reply = match request {
+            Request::Status => server::json(&self.status()),
+            Request::Events { follow, json } => {
+                let (past, to_come) = self.recorder.follow();
+                Answer::Lines { past, to_come: follow.then_some(to_come), json }
+            }
+            Request::Rule { digest } => self.rule(&digest),
+            Request::Verified { device } => server::json(&self.gates.verified_kinds(device).0),
+            Request::Mode { mode, skip_preflight } => match mode_named(&mode) {
+                None => {
+                    let message = format!("unknown mode \"{mode}\"; it can be audit or enforce");
+                    Answer::Refused(Refusal { code: 2, message })
+                }
+                Some(Mode::Enforce) if !skip_preflight && in_use.is_none() => {
+                    self.look_what_runs(Request::Mode { mode, skip_preflight }, answer);
+                    return None;
+                }
+                Some(mode) => self.set_mode(mode, in_use),
+            },
+            Request::Stop => {
+                self.take_down = true;
+                let _ = answer.send(server::json(&serde_json::json!({ "stopped": true })));
+                return Some("portcullis stop");
+            }
+        };
+        // The asker may have gone.
+        let _ = answer.send(reply);
+        None
+    }
+
+    /// Hashes everything that runs in another thread, and sends the request again with what was
+    /// found.
+    fn look_what_runs(&self, request: Request, answer: oneshot::Sender<Answer>) {
+        let Some(commands) = self.commands.clone() else { return };
+        tokio::spawn(async move {
+            let in_use = tokio::task::spawn_blocking(preflight::in_use).await.ok();
+            // The agent may be ending.
+            let _ = commands.send(Command { request, answer, in_use }).await;
+        });
+    }
+
+    fn set_mode(&mut self, mode: Mode, in_use: Option<Vec<preflight::InUse>>) -> Answer {
+        let refuse = |message: String| Answer::Refused(Refusal { code: 1, message });
+        if mode == Mode::Enforce {
+            if self.digests == 0 && !self.trusts_filesystems {
+                return refuse(
+                    "the policy lists no digest, so enforcing it would stop everything".into(),
+                );
+            }
+            let refused = preflight::refused(
+                in_use.unwrap_or_default(),
+                |digest| self.gates.rule(digest).ok().flatten(),
+                |device| self.gates.verified_kinds(device),
+            );
+            if !refused.is_empty() {
+                return Answer::Refused(preflight_refusal(&refused));
+            }
+        }
+        if mode != self.mode() {
+            self.gates.set_mode(mode);
+            let policy = self.view.id.clone();
+            self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
+        }
+        server::json(&ModeAnswer { mode: mode.word() })
+    }
+
+    fn rule(&self, written: &str) -> Answer {
+        let digest = match digest::parse(written) {
+            Ok(digest) => digest,
+            Err(error) => {
+                return Answer::Refused(Refusal {
+                    code: 2,
+                    message: format!("{error}; {}", error.help()),
+                });
+            }
+        };
+        match self.gates.rule(&digest) {
+            Ok(rule) => server::json(&RuleAnswer {
+                mode: self.mode().word().into(),
+                policy: human::Named(&self.view.id).to_string(),
+                rule: rule.map(|rule| RuleFound {
+                    kinds: manifest::kinds_words(rule.kinds)
+                        .split(' ')
+                        .map(str::to_owned)
+                        .collect(),
+                    denied: rule.denied == 1,
+                    file: self
+                        .view
+                        .sources
+                        .get(usize::from(rule.source))
+                        .cloned()
+                        .unwrap_or_default(),
+                    line: rule.line,
+                }),
+            }),
+            Err(error) => Answer::Refused(Refusal { code: 3, message: error.to_string() }),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let asked_for = Gate::ALL.iter().filter(|gate| self.gates.is_asked_for(**gate));
+        let gates = asked_for.map(|gate| GateStatus {
+            gate: gate.word(),
+            attached: self.gates.stands(*gate),
+            pinned: self.gates.is_pinned(),
+            counters: Counter::ALL
+                .iter()
+                .filter_map(|counter| Some((counter.word(), self.counter(*gate, *counter)?)))
+                .collect(),
+        });
+        Status {
+            schema: PROTOCOL,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+            started: self.since,
+            backend: self.gates.word(),
+            degraded: self.gates.is_degraded(),
+            mode: self.mode().word(),
+            policy: self.view.id.clone(),
+            digests: self.digests,
+            sources: self.view.sources.clone(),
+            health: self.health.worst().word(),
+            checks: self.health.checks().to_vec(),
+            gates: gates.collect(),
+            sinks: self.recorder.sinks().iter().map(sink::Sink::status).collect(),
+            events: self.recorder.latest(),
+            resident_kib: crate::run::resident_kib(),
+            reappraisal: self.findings.latest.clone(),
+        }
+    }
+}
