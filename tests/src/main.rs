@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         ["run"] => init::run_and_finish(),
         ["bench", "exec"] => bench::exec(),
         ["bench", "write"] => bench::write(),
+        ["bench", "interpreter"] => bench::interpreter(),
         ["bench", "churn"] => scenarios::million(),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),

@@ -18,6 +18,8 @@ pub enum Bench {
     Exec(Args),
     /// What opening, reading and writing of files costs: bare and in enforce mode
     Write(Args),
+    /// What marking a program as an interpreter costs: itself, and everybody else
+    Interpreter(Args),
     /// What memory grows by a million opens for writing; in seconds of an emulated machine
     Churn(Args),
 }
@@ -39,6 +41,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     let (name, args) = match bench {
         Bench::Exec(args) => ("exec", args),
         Bench::Write(args) => ("write", args),
+        Bench::Interpreter(args) => ("interpreter", args),
         Bench::Churn(args) => ("churn", args),
     };
     setup::setup(setup::For::Machines)?;
@@ -67,7 +70,16 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     } else {
         match bench {
             Bench::Exec(_) => show(&result)?,
-            Bench::Write(_) => show_calls(&kernel.name, &measured)?,
+            Bench::Write(_) => {
+                let what = "guest instructions for calls on files, 4096 bytes each";
+                let title = format!("Linux {}, {what}", kernel.name);
+                show_pairs(&title, &measured, ["bare", "enforce"])?;
+            }
+            Bench::Interpreter(_) => {
+                let what = "guest instructions for a start, in enforce mode";
+                let title = format!("Linux {}, {what}", kernel.name);
+                show_pairs(&title, &measured, ["unmarked", "marked"])?;
+            }
             Bench::Churn(_) => show_growth(&kernel.name, &measured),
         }
     }
@@ -104,16 +116,18 @@ fn show(result: &Value) -> Result<()> {
     Ok(())
 }
 
-fn show_calls(kernel: &str, measured: &Value) -> Result<()> {
-    println!("Linux {kernel}, guest instructions for calls on files, 4096 bytes each:");
-    println!("{:<28}{:>12}{:>12}{:>10}{:>10}", "calls", "bare", "enforce", "", "");
+/// Instructions by name, under two conditions.
+fn show_pairs(title: &str, measured: &Value, conditions: [&str; 2]) -> Result<()> {
+    let [first, second] = conditions;
+    println!("{title}:");
+    println!("{:<28}{first:>12}{second:>12}{:>10}{:>10}", "", "", "");
     for (name, costs) in measured.as_object().context("no result")? {
-        let number = |mode: &str| costs[mode].as_f64().with_context(|| format!("no {mode}"));
-        let (bare, enforce) = (number("bare")?, number("enforce")?);
-        let more = enforce - bare;
+        let number = |at: &str| costs[at].as_f64().with_context(|| format!("no {at}"));
+        let (first, second) = (number(first)?, number(second)?);
+        let more = second - first;
         println!(
-            "{name:<28}{bare:>12.0}{enforce:>12.0}{more:>+10.0}{:>+9.2}%",
-            more / bare * 100.0
+            "{name:<28}{first:>12.0}{second:>12.0}{more:>+10.0}{:>+9.2}%",
+            more / first * 100.0
         );
     }
     Ok(())

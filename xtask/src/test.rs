@@ -133,9 +133,10 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(batch) =
-                    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-                {
+                // Taken in a statement of its own: in a loop's condition the lock would be held until
+                // the batch has run, and one machine would wait for the other.
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(batch) = next() {
                     let bad = run_batch(built, files.path(), &batch);
                     *failed.lock().unwrap_or_else(PoisonError::into_inner) += bad;
                 }

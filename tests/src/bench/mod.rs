@@ -1,8 +1,10 @@
 //! Measures in guest instructions: under QEMU's `icount` the guest's clock advances one nanosecond
 //! for each instruction, so that a clock reads as a counter.
 
+mod interpreter;
 mod write;
 
+pub use interpreter::interpreter;
 pub use write::write;
 
 use std::{
@@ -39,10 +41,12 @@ fn now() -> u64 {
         + u64::try_from(time.tv_nsec).unwrap_or_default()
 }
 
-/// Starts `program` and waits for it. `posix_spawn` shares the parent's memory until the exec, so
+/// Starts a program with its arguments, of which the first names it, and waits for it. `posix_spawn` shares the parent's memory until the exec, so
 /// that the size of this process does not hide what the exec costs.
-fn start(program: &CStr) -> Result<()> {
-    let arguments = [program.as_ptr().cast_mut(), std::ptr::null_mut()];
+fn start(words: &[&CStr]) -> Result<()> {
+    let program = words.first().context("no program")?;
+    let mut arguments: Vec<_> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
+    arguments.push(std::ptr::null_mut());
     let environment = [std::ptr::null_mut()];
     let mut child = 0;
     // SAFETY: the arrays are valid and end with a null pointer; no attributes are asked for.
@@ -66,7 +70,7 @@ fn start(program: &CStr) -> Result<()> {
 
 /// Instructions for one start, as the lower quartile of many.
 fn per_exec(program: &CStr) -> Result<u64> {
-    lower_quartile(|| start(program))
+    lower_quartile(|| start(&[program]))
 }
 
 /// Instructions that `work` takes, as the lower quartile of many times.
@@ -139,9 +143,9 @@ fn cold() -> Result<u64> {
     for file in 0..4 {
         let program = CString::new(format!("/bench/cold{file}"))?;
         let before = now();
-        start(&program)?;
+        start(&[&program])?;
         let between = now();
-        start(&program)?;
+        start(&[&program])?;
         costs.push((between - before).saturating_sub(now() - between));
     }
     costs.sort_unstable();

@@ -207,7 +207,7 @@ fn base_policy(listed: &[&Path]) -> Result<Policy> {
 }
 
 /// Lists a file's present content in a policy.
-fn list(policy: &Policy, path: &Path, kinds: &[&str]) -> Result<()> {
+pub fn list(policy: &Policy, path: &Path, kinds: &[&str]) -> Result<()> {
     let digest = sha256(path)?;
     policy.append(&format!(
         "\n[[allow]]\ndigest = \"{digest}\"\nkinds = {kinds:?}\npath = {:?}\n",
