@@ -17,7 +17,7 @@ const fn filesystem(magic: u64, name: &'static str) -> Filesystem {
 
 /// What may give other bytes to the mapping than it gave to the hash: whoever serves the content
 /// decides each time. hugetlbfs is here because its pages are changed through mappings that do not
-/// show as writers.
+/// show as writers, and eCryptfs because its files can be changed in the folder below.
 pub const UNTRUSTED: &[Filesystem] = &[
     filesystem(0x6573_5546, "fuse"),
     filesystem(0x6969, "nfs"),
@@ -36,6 +36,7 @@ pub const UNTRUSTED: &[Filesystem] = &[
     filesystem(0x786f_4256, "vboxsf"),
     filesystem(0xbacb_acbc, "vmhgfs"),
     filesystem(0x9584_58f6, "hugetlbfs"),
+    filesystem(0xf15f, "ecryptfs"),
 ];
 
 /// Overlay filesystems, whose files are judged by content where their layers can be looked at.
