@@ -1,13 +1,10 @@
 //! The kernel programs: loading, attaching, and the maps behind them.
 
-use std::{
-    collections::BTreeSet,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::collections::BTreeSet;
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, HashMap, InodeStorage, Map, MapData, MapError, RingBuf},
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, RingBuf},
     programs::{
         Lsm, ProgramError,
         links::{FdLink, PinnedLink},
@@ -17,7 +14,7 @@ use aya_log::EbpfLogger;
 use indicatif::ProgressBar;
 use portcullis_common::{
     Active, Arguments, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule,
-    SLOTS, Verdict,
+    SLOTS,
 };
 
 pub use crate::kernel::gates_error::GatesError;
@@ -87,11 +84,8 @@ pub struct Gates {
     /// before it was replaced may still be using it.
     rules: [Option<Rules>; SLOTS as usize],
     retired: Option<Rules>,
-    verdicts: InodeStorage<MapData, Verdict>,
-    /// The same for another thread; until it is taken.
-    verdicts_again: Option<InodeStorage<MapData, Verdict>>,
     hashing: Hashing,
-    /// The same map as `verdicts`, to be handed to others.
+    /// The verdicts on inodes.
     records: Records,
     counters: Array<MapData, u64>,
     /// What watches the devices of verified filesystems, if the policy trusts any.
@@ -163,8 +157,6 @@ impl Gates {
             mounted_devices: take(&mut ebpf, "MOUNTED_DEVICES")?,
             interpreters: take(&mut ebpf, "INTERPRETERS")?,
             policies: take(&mut ebpf, "POLICIES")?,
-            verdicts_again: Some(duplicate(&ebpf, "VERDICTS")?),
-            verdicts: take(&mut ebpf, "VERDICTS")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             rules: [None, None],
             retired: None,
@@ -181,14 +173,6 @@ impl Gates {
     /// If it has been taken already.
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>, GatesError> {
         take(&mut self.ebpf, "EVENTS")
-    }
-
-    /// The verdicts, for reading them in another thread. Can be taken once.
-    ///
-    /// # Errors
-    /// If they have been taken already.
-    pub fn take_verdicts(&mut self) -> Result<InodeStorage<MapData, Verdict>, GatesError> {
-        self.verdicts_again.take().ok_or(GatesError::Missing("VERDICTS"))
     }
 
     /// The programs' own log, which goes to the `log` crate's logger. Can be taken once.
@@ -397,18 +381,6 @@ impl Gates {
         }
     }
 
-    /// The verdict that is kept on a file's inode.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn verdict(&self, file: &impl AsRawFd) -> Result<Option<Verdict>, GatesError> {
-        match self.verdicts.get(file, 0) {
-            Ok(verdict) => Ok(Some(verdict)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Who works out digests for these gates.
     #[must_use]
     pub fn hashing(&self) -> Hashing {
@@ -421,15 +393,6 @@ impl Gates {
     /// If the process has no more descriptors.
     pub fn records(&self) -> Result<Records, GatesError> {
         self.records.try_clone().map_err(GatesError::Records)
-    }
-
-    /// Puts a record on a file's inode, for the self-test: one that no policy is asked for, as
-    /// its generation is 0 and it claims no digest.
-    ///
-    /// # Errors
-    /// If the map cannot be written.
-    pub fn mark(&mut self, file: &impl AsRawFd) -> Result<(), GatesError> {
-        Ok(self.verdicts.insert(file, Verdict::default(), 0)?)
     }
 }
 
@@ -445,18 +408,6 @@ fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Lsm, GatesError> {
 
 fn program_error(hook: Hook, source: ProgramError) -> GatesError {
     GatesError::Program { program: hook.program, hook: hook.hook, source: Box::new(source) }
-}
-
-/// Another handle of a map that is still to be taken.
-fn duplicate(
-    ebpf: &Ebpf,
-    name: &'static str,
-) -> Result<InodeStorage<MapData, Verdict>, GatesError> {
-    let Some(Map::InodeStorage(data)) = ebpf.map(name) else {
-        return Err(GatesError::Missing(name));
-    };
-    let fd = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
-    Ok(Map::InodeStorage(MapData::from_fd(fd)?).try_into()?)
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(

@@ -69,7 +69,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     let (mut log, mut _reappraiser) = (None, None);
     if let Backend::BpfLsm(gates) = &mut agent.gates {
         log = Some(watch(gates.take_log()?).map_err(system("watching the programs' log"))?);
-        _reappraiser = reappraise::start(reappraise, gates.take_verdicts()?, tell.clone())
+        _reappraiser = reappraise::start(reappraise, gates.records()?, tell.clone())
             .map_err(system("starting the re-appraisal"))?;
         if gates.scripts_need_appraisal() {
             let started = Scripts::start(&policy);

@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{InodeStorage, MapData};
 use jiff::Timestamp;
 use portcullis_common::{Digest, Verdict};
 use rustix::fs::OFlags;
@@ -30,7 +29,7 @@ use tokio::sync::mpsc;
 use crate::{
     artifact::digest,
     event::Body,
-    kernel::{check::Check, filesystems},
+    kernel::{check::Check, filesystems, records::Records},
     run::preflight::executable_mapping,
 };
 
@@ -102,7 +101,7 @@ pub struct Reappraiser {
 /// If there is no thread to be had.
 pub fn start(
     pace: Pace,
-    verdicts: InodeStorage<MapData, Verdict>,
+    records: Records,
     told: mpsc::Sender<Told>,
 ) -> io::Result<Option<Reappraiser>> {
     if pace.rate == 0 {
@@ -113,7 +112,7 @@ pub fn start(
         yield_to_everybody();
         // Ends with the agent, which drops its half.
         while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pace.every) {
-            let mut look = Look::new(pace.rate, &end, &verdicts, &told);
+            let mut look = Look::new(pace.rate, &end, &records, &told);
             if look.at_everything().is_err() {
                 return;
             }
@@ -149,7 +148,7 @@ const MAX_SEEN: usize = 16 * 1024;
 struct Look<'a> {
     rate: u64,
     end: &'a Receiver<()>,
-    verdicts: &'a InodeStorage<MapData, Verdict>,
+    records: &'a Records,
     told: &'a mpsc::Sender<Told>,
     seen: HashSet<(u64, u64)>,
     buffer: Vec<u8>,
@@ -160,7 +159,7 @@ impl<'a> Look<'a> {
     fn new(
         rate: u64,
         end: &'a Receiver<()>,
-        verdicts: &'a InodeStorage<MapData, Verdict>,
+        records: &'a Records,
         told: &'a mpsc::Sender<Told>,
     ) -> Self {
         let pass = Pass {
@@ -173,7 +172,7 @@ impl<'a> Look<'a> {
             different: 0,
         };
         let buffer = vec![0; CHUNK + ALIGNMENT];
-        Self { rate, end, verdicts, told, seen: HashSet::new(), buffer, pass }
+        Self { rate, end, records, told, seen: HashSet::new(), buffer, pass }
     }
 
     fn at_everything(&mut self) -> Result<(), Over> {
@@ -265,7 +264,7 @@ impl<'a> Look<'a> {
 
     /// The verdict on an inode, if it was made from the content.
     fn verdict(&self, file: &impl AsRawFd) -> Option<Verdict> {
-        self.verdicts.get(file, 0).ok().filter(|verdict| verdict.word.is_known())
+        self.records.get(file).ok().flatten().filter(|verdict| verdict.word.is_known())
     }
 
     /// Reads a whole file, at the rate. `None` if it cannot be read to its end.
