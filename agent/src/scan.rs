@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::{
     artifact::{self, MAX_HASHED_BYTES, digest},
-    kernel::mounts::unescape,
+    kernel::mountpoints,
     policy::manifest::Found,
 };
 
@@ -240,25 +240,17 @@ const VIRTUAL: [&str; 22] = [
 
 /// Mount points below the roots that lead to files of other filesystems.
 fn other_filesystems(roots: &[PathBuf]) -> Vec<PathBuf> {
-    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: Vec<_> = mounts
-        .split(|byte| *byte == b'\n')
-        .filter_map(mount_point)
-        .filter(|mount| roots.iter().any(|root| mount != root && mount.starts_with(root)))
-        .filter(|mount| !roots.contains(mount))
+    let is_below = |mount: &Path| roots.iter().any(|root| mount != root && mount.starts_with(root));
+    let mut found: Vec<_> = mountpoints::all()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|mount| !VIRTUAL.contains(&mount.kind.as_str()))
+        .map(|mount| mount.place)
+        .filter(|mount| is_below(mount) && !roots.contains(mount))
         .collect();
     found.sort();
     found.dedup();
     found
-}
-
-/// The mount point in a line of mountinfo, unless it is of a virtual filesystem.
-fn mount_point(line: &[u8]) -> Option<PathBuf> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let path = fields.nth(4)?;
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    let is_virtual = VIRTUAL.iter().any(|name| name.as_bytes() == kind);
-    (!is_virtual).then(|| PathBuf::from(OsStr::from_bytes(&unescape(path))))
 }
 
 #[cfg(test)]
@@ -330,13 +322,5 @@ mod tests {
         let error =
             scan(&["/nowhere".into()], Kinds::NONE, &ProgressBar::hidden()).expect_err("missing");
         assert!(error.to_string().starts_with("/nowhere: No such file"), "{error}");
-    }
-
-    #[test]
-    fn reads_mount_points_as_the_kernel_writes_them() {
-        let line = b"36 35 98:0 / /mnt/a\\040b rw,noatime master:1 - ext4 /dev/root rw";
-        assert_eq!(mount_point(line), Some(PathBuf::from("/mnt/a b")));
-        assert_eq!(mount_point(b"36 35 0:5 / /proc rw - proc proc rw"), None);
-        assert_eq!(mount_point(b""), None);
     }
 }

@@ -2,17 +2,18 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    ffi::OsStr,
     fs::{self, File},
     io,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{FileTypeExt, MetadataExt},
-    },
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use crate::kernel::selftest::kernel_device;
+use rustix::fs::{major, minor};
+
+use crate::kernel::{
+    mountpoints::{self, Mount, device_number},
+    selftest::kernel_device,
+};
 
 /// A file whose reader is told when a filesystem is mounted or unmounted in this mount namespace:
 /// `poll` says `POLLERR | POLLPRI` (fs/proc_namespace.c).
@@ -29,27 +30,23 @@ pub fn changes() -> io::Result<File> {
 #[must_use]
 pub fn devices() -> BTreeSet<u32> {
     let mut found = Search::default();
-    for table in tables() {
-        for line in table.lines() {
-            found.mount(line);
-        }
-    }
+    in_every_namespace().iter().for_each(|mount| found.mount(mount));
     found.devices
 }
 
-/// The mount table of each namespace.
-fn tables() -> Vec<String> {
+/// The mounts of each namespace.
+fn in_every_namespace() -> Vec<Mount> {
     let mut seen = HashSet::new();
-    let mut tables = Vec::new();
+    let mut mounts = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let process = entry.path();
         // What is no process has no namespace, and a process may end meanwhile.
         let Ok(namespace) = fs::metadata(process.join("ns/mnt")) else { continue };
         if seen.insert(namespace.ino()) {
-            tables.extend(fs::read_to_string(process.join("mountinfo")));
+            mounts.extend(mountpoints::of_process(&process).into_iter().flatten());
         }
     }
-    tables
+    mounts
 }
 
 #[derive(Default)]
@@ -58,34 +55,25 @@ struct Search {
 }
 
 impl Search {
-    /// A line of `/proc/PID/mountinfo` (Documentation/filesystems/proc.rst).
-    fn mount(&mut self, line: &str) {
-        let Some((mount, filesystem)) = line.split_once(" - ") else { return };
-        if let Some(number) = mount.split(' ').nth(2) {
-            self.device(number);
-        }
+    fn mount(&mut self, mount: &Mount) {
+        self.device(mount.device);
         // Filesystems over several devices have a number of their own that no device has.
-        let source = filesystem.split(' ').nth(1).unwrap_or_default();
-        if source.starts_with('/')
-            && let Ok(metadata) =
-                fs::metadata(Path::new(OsStr::from_bytes(&unescape(source.as_bytes()))))
+        if mount.source.is_absolute()
+            && let Ok(metadata) = fs::metadata(&mount.source)
             && metadata.file_type().is_block_device()
         {
-            let (major, minor) =
-                (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-            self.device(&format!("{major}:{minor}"));
+            self.device(metadata.rdev());
         }
     }
 
-    /// A device by its number as sysfs writes it, with those below it.
-    fn device(&mut self, number: &str) {
-        let numbers = number.split_once(':');
-        let numbers = numbers.map(|(major, minor)| (major.parse(), minor.parse()));
-        let Some((Ok(major), Ok(minor))) = numbers else { return };
+    /// A device with those below it.
+    fn device(&mut self, device: u64) {
+        let (major, minor) = (major(device), minor(device));
         // The number of what is no block device, such as tmpfs, has major 0.
-        if major == 0 || !self.devices.insert(kernel_device(rustix::fs::makedev(major, minor))) {
+        if major == 0 || !self.devices.insert(kernel_device(device)) {
             return;
         }
+        let number = format!("{major}:{minor}");
         let Ok(folder) = fs::canonicalize(Path::new("/sys/dev/block").join(number)) else { return };
         let mut below: Vec<PathBuf> = Vec::new();
         if folder.join("partition").exists() {
@@ -95,46 +83,33 @@ impl Search {
             below.push(part.path());
         }
         for device in below {
-            if let Ok(number) = fs::read_to_string(device.join("dev")) {
-                self.device(number.trim());
+            let number = fs::read_to_string(device.join("dev")).unwrap_or_default();
+            if let Some(number) = device_number(number.trim()) {
+                self.device(number);
             }
         }
     }
 }
 
-/// Undoes the kernel's `\040` and the like in a name of a mount table.
-#[must_use]
-pub fn unescape(path: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        plain.push(octal.unwrap_or(*first));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
+    use rustix::fs::makedev;
+
     use super::*;
 
     #[test]
-    fn names_are_unescaped() {
-        assert_eq!(unescape(br"/dev/a\040b\"), br"/dev/a b\");
-        assert_eq!(unescape(b"/dev/vda1"), b"/dev/vda1");
-    }
-
-    #[test]
     fn takes_block_devices_only() {
+        let mount = |device, source: &str| Mount {
+            device,
+            root: "/".into(),
+            place: "/".into(),
+            kind: "any".into(),
+            source: source.into(),
+        };
         let mut search = Search::default();
-        search.mount("26 29 0:25 / /dev/shm rw shared:4 - tmpfs tmpfs rw");
+        search.mount(&mount(makedev(0, 25), "tmpfs"));
         assert_eq!(search.devices, BTreeSet::new());
-        search.mount("29 1 4095:77 / / rw shared:1 - ext4 /dev/root rw");
+        search.mount(&mount(makedev(4095, 77), "/dev/root"));
         assert_eq!(search.devices, BTreeSet::from([4095 << 20 | 77]));
-        search.mount("not a line");
     }
 }

@@ -1,19 +1,15 @@
 //! Which mounted filesystems the kernel verifies against a root hash, as the kernel itself says.
 
-use std::{
-    fs, io,
-    os::{fd::OwnedFd, unix::ffi::OsStringExt},
-    path::PathBuf,
-};
+use std::{io, os::fd::OwnedFd, path::PathBuf};
 
 use portcullis_common::{DIGEST_LEN, Digest};
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstat, fstatvfs, major, makedev, minor, open};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstat, fstatvfs, major, minor, open};
 
 use crate::{
     artifact::digest,
     kernel::{
         dm::{Control, Table},
-        filesystems,
+        filesystems, mountpoints,
     },
 };
 
@@ -76,8 +72,8 @@ pub struct Found {
 pub fn mounted(is_wanted: impl Fn(&Digest) -> bool) -> io::Result<Found> {
     let mut found = Found::default();
     let Some(control) = Control::open()? else { return Ok(found) };
-    let mounts = fs::read("/proc/self/mountinfo")?;
-    for (device, path) in mounts.split(|byte| *byte == b'\n').filter_map(mount_point) {
+    for mount in mountpoints::all()? {
+        let (device, path) = (mount.device, mount.place);
         // Without asking the filesystem: it may be served by a process that never answers.
         if major(device) == 0 || found.verified.iter().any(|known| known.device == device) {
             continue;
@@ -108,31 +104,6 @@ pub fn still_verified(verified: &Verified) -> io::Result<bool> {
     Ok(control.table(verified.device)?.is_some_and(|table| {
         root_hash(&table) == Some(verified.root) && unverified_part(&table).is_none()
     }))
-}
-
-/// Device and place that a line of `mountinfo` tells.
-fn mount_point(line: &[u8]) -> Option<(u64, PathBuf)> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let (high, low) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
-    let device = makedev(high.parse().ok()?, low.parse().ok()?);
-    let field = fields.nth(1)?;
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, more)) = rest.split_first() {
-        // Spaces, tabs, newlines and backslashes are three octal digits.
-        match more.first_chunk::<3>() {
-            Some(digits) if *first == b'\\' => {
-                let text = std::str::from_utf8(digits).ok()?;
-                bytes.push(u8::from_str_radix(text, 8).ok()?);
-                rest = &more[3..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = more;
-            }
-        }
-    }
-    Some((device, std::ffi::OsString::from_vec(bytes).into()))
 }
 
 /// What the table says that its device is verified against.
@@ -229,13 +200,5 @@ mod tests {
         }
         assert!(unverified_part(&Table { read_only: false, ..table("") }).is_some());
         assert!(unverified_part(&Table { suspended: true, ..table("") }).is_some());
-    }
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let line = b"36 35 98:0 / /mnt/a\\040b\\134c ro,noatime shared:1 - ext4 /dev/dm-0 ro";
-        assert_eq!(mount_point(line), Some((makedev(98, 0), "/mnt/a b\\c".into())));
-        assert_eq!(mount_point(b"36 35 98:0"), None);
-        assert_eq!(mount_point(b"1 2 3:4 / /\\9 x"), Some((makedev(3, 4), "/\\9".into())));
     }
 }

@@ -198,7 +198,7 @@ struct Watch {
     scope: Scope,
     /// Filesystems that are served by somebody else and that the policy trusts.
     trusted: Vec<u64>,
-    watched: BTreeSet<String>,
+    watched: BTreeSet<u64>,
 }
 
 impl Watch {
@@ -215,7 +215,7 @@ impl Watch {
             self.lacks(format!("all that is mounted ({error})"));
             Vec::new()
         });
-        let mounted: BTreeSet<_> = mounts.iter().map(|mount| mount.device.clone()).collect();
+        let mounted: BTreeSet<_> = mounts.iter().map(|mount| mount.device).collect();
         // The number of what was unmounted may come back for something else.
         self.watched.retain(|device| mounted.contains(device));
         for mount in mounts {
