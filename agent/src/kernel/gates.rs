@@ -229,7 +229,8 @@ impl Gates {
         active
     }
 
-    /// Tells which block devices carry mounted filesystems, in the kernel's encoding.
+    /// Tells which block devices are to be closed for writing, if the policy in force wants that, in
+    /// the kernel's encoding.
     ///
     /// # Errors
     /// If the map cannot be written; what it held before is then partly there.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use portcullis_common::Choices;
 use rustix::fs::{major, minor};
 
 use crate::kernel::{
@@ -24,13 +25,16 @@ pub fn changes() -> io::Result<File> {
     File::open("/proc/self/mountinfo")
 }
 
-/// Device numbers of everything below the filesystems that are mounted in the mount namespaces of
-/// the processes that run now, in the kernel's encoding: the device of the filesystem, the disk of
-/// a partition, the parts of a volume.
+/// Device numbers of everything that a policy with these choices closes for writing, in the
+/// kernel's encoding: nothing, or all that lies below the filesystems that are mounted in the mount
+/// namespaces of the processes that run now. That is the device of the filesystem, the disk of a
+/// partition, the parts of a volume.
 #[must_use]
-pub fn devices() -> BTreeSet<u32> {
+pub fn closed_devices(choices: Choices) -> BTreeSet<u32> {
     let mut found = Search::default();
-    in_every_namespace().iter().for_each(|mount| found.mount(mount));
+    if choices.contains(Choices::MOUNTED_DEVICES_CLOSED) {
+        in_every_namespace().iter().for_each(|mount| found.mount(mount));
+    }
     found.devices
 }
 

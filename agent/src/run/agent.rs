@@ -316,9 +316,10 @@ impl Agent {
         self.recorder.record_at(time, Body::Decision(Box::new(decision)));
     }
 
-    /// Tells the gates which devices carry filesystems now.
+    /// Tells the gates which devices the policy closes now.
     fn note_mounts(&mut self) {
-        if let Err(error) = self.gates.set_mounted_devices(&mounts::devices()) {
+        let closed = mounts::closed_devices(self.gates.active().choices());
+        if let Err(error) = self.gates.set_mounted_devices(&closed) {
             tracing::error!("mounted devices are not known to the gates: {error}");
         }
         // Mounting an overlay for the first time loads its module.

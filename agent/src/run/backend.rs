@@ -180,7 +180,7 @@ impl Backend {
         }
     }
 
-    /// Which devices carry mounted filesystems.
+    /// Which block devices are to be closed for writing.
     ///
     /// # Errors
     /// If the map cannot be written.

@@ -262,7 +262,7 @@ fn start(
     let filled = gates.switch(&policy, Mode::Audit, &filling);
     filling.finish_and_clear();
     filled?;
-    gates.set_mounted_devices(&mounts::devices())?;
+    gates.set_mounted_devices(&mounts::closed_devices(policy.choices))?;
     checks.push(find_overlay(&mut gates));
     let appraiser = match gates.hashing() {
         Hashing::Kernel => None,
