@@ -1,7 +1,9 @@
 //! Writing below mounted filesystems.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
+    os::unix::ffi::OsStrExt,
     path::Path,
     process::Command,
     thread::sleep,
@@ -40,6 +42,12 @@ pub fn mounted() -> Result<()> {
             .status()?;
     }
 
+    // Hides none of the others in the kernel's list.
+    let odd = folder.join(OsStr::from_bytes(b"not \xff utf-8"));
+    fs::create_dir(&odd)?;
+    let mounted = Command::new("/bin/mount").args(["-t", "tmpfs", "none"]).arg(&odd).status()?;
+    ensure!(mounted.success(), "mount: {mounted}");
+
     let by_name = || opened(disk);
     let by_other_name = || opened(&node);
     let reason: &[&str] = &["mounted-device"];
@@ -51,6 +59,8 @@ pub fn mounted() -> Result<()> {
             attack("the same through another device file", &by_other_name),
         ],
     )?;
+
+    unmount(&odd, UnmountFlags::empty())?;
 
     // Mounted and unmounted while the agent runs.
     let image = folder.join("image");
