@@ -12,3 +12,4 @@ pub mod kernel;
 pub mod policy;
 pub mod run;
 pub mod scan;
+mod sync;

@@ -26,6 +26,7 @@ use crate::{
     artifact::{self, MAX_HASHED_BYTES, digest},
     kernel::mountpoints,
     policy::manifest::Found,
+    sync::lock,
 };
 
 /// Why a scan cannot begin.
@@ -132,7 +133,7 @@ impl Scan {
         match self.file(entry.path()) {
             Ok(Some((kinds, digest))) => {
                 let found = Found { kinds, path: entry.into_path(), digest };
-                self.lock().artifacts.push(found);
+                lock(&self.report).artifacts.push(found);
             }
             Ok(None) => {}
             Err(why) => self.skip(entry.into_path(), why),
@@ -157,7 +158,7 @@ impl Scan {
         if metadata.nlink() == 1 {
             return self.identify(&file, more);
         }
-        let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut linked = lock(&self.linked);
         let once = Arc::clone(linked.entry((metadata.dev(), metadata.ino(), more)).or_default());
         drop(linked);
         once.get_or_init(|| self.identify(&file, more)).clone()
@@ -188,11 +189,7 @@ impl Scan {
     }
 
     fn skip(&self, path: PathBuf, why: String) {
-        self.lock().skipped.push((path, why));
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Report> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.report).skipped.push((path, why));
     }
 }
 

@@ -50,6 +50,7 @@ use crate::{
         questions::{Answerer, Questions, Scope},
         reappraise::yield_to_everybody,
     },
+    sync::lock,
 };
 
 /// Files about which nothing more is asked: each keeps an inode in memory, of about a kilobyte.
@@ -187,10 +188,6 @@ impl Appraiser {
         let found = format!("not on {}: what lies there is refused", lacking.join(", "));
         Check::bad(State::Warning, id, title, found, "use files of other filesystems")
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Answerer for Work {

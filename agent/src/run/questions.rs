@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{Receiver, Sender, channel},
     },
     thread,
@@ -18,9 +18,12 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::kernel::{
-    fanotify::{Event, Group, Question},
-    filesystems, mountpoints, mounts, selftest,
+use crate::{
+    kernel::{
+        fanotify::{Event, Group, Question},
+        filesystems, mountpoints, mounts, selftest,
+    },
+    sync::lock,
 };
 
 /// Who decides what is answered.
@@ -136,10 +139,6 @@ impl Questions {
     pub fn unwatched(&self) -> Vec<String> {
         lock(&self.unwatched).iter().cloned().collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a thread without which nobody would be answered. Should it panic, the release build

@@ -7,7 +7,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -37,6 +37,7 @@ use crate::{
         appraiser::has_writers,
         questions::{Answerer, Questions, Scope, path_of},
     },
+    sync::lock,
 };
 
 /// Events that wait for the agent's loop.
@@ -268,10 +269,6 @@ impl Answerer for Warden {
     }
 
     fn written(&self, _group: &Group, _file: &File) {}
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_settled(state: &fs::Metadata) -> bool {
