@@ -3,8 +3,11 @@
 
 use std::{
     ffi::CString,
-    fs,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::ExitStatusExt},
+    fs, io,
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::PermissionsExt, process::ExitStatusExt},
+    },
     path::Path,
     process::{Command, ExitStatus, Stdio},
 };
@@ -141,27 +144,32 @@ pub fn exec_path(path: impl AsRef<Path>) -> Result<Attempt> {
     exec(&mut Command::new(path.as_ref()))
 }
 
+/// `execveat` of what an open file holds, with flags besides `AT_EMPTY_PATH`. Whether the call
+/// returns without an error is up to the flags.
+pub fn execveat(file: &fs::File, flags: i32) -> io::Result<()> {
+    let arguments = [c"program".as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: the arrays are valid and end with a null pointer.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH | flags,
+        )
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Runs what an open file holds, by descriptor alone.
 pub fn exec_descriptor(file: &fs::File) -> Result<Attempt> {
-    use std::os::fd::AsRawFd;
-    let name = CString::new("evil")?;
-    let arguments = [name.as_ptr(), std::ptr::null()];
-    let environment = [std::ptr::null::<libc::c_char>()];
     // SAFETY: the child only execs or exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: the arrays are valid and end with a null pointer.
-        unsafe {
-            libc::syscall(
-                libc::SYS_execveat,
-                file.as_raw_fd(),
-                c"".as_ptr(),
-                arguments.as_ptr(),
-                environment.as_ptr(),
-                libc::AT_EMPTY_PATH,
-            )
-        };
-        let refused = std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+        let error = execveat(file, 0).err().and_then(|error| error.raw_os_error());
+        let refused = error == Some(libc::EPERM);
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(if refused { 126 } else { 99 }) };
     }

@@ -1,9 +1,9 @@
 //! `AT_EXECVE_CHECK` (Linux 6.14): an interpreter asks the kernel whether a file could be run,
 //! without running it. The gates answer as they would at exec.
 
-use std::{fs::File, os::fd::AsRawFd, path::Path};
+use std::{fs::File, path::Path};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{base_policy, fresh};
 use crate::{
@@ -16,27 +16,14 @@ const AT_EXECVE_CHECK: i32 = 0x1_0000;
 
 /// Asks about a file; `None` if the kernel does not know the question.
 fn ask(path: &Path) -> Result<Option<Attempt>> {
-    let file = File::open(path)?;
-    let arguments = [c"asked".as_ptr(), std::ptr::null()];
-    let environment = [std::ptr::null::<libc::c_char>()];
-    // SAFETY: the arrays are valid and end with a null pointer. A kernel that does not know the
-    // flag refuses the call, so this process is not replaced.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            arguments.as_ptr(),
-            environment.as_ptr(),
-            libc::AT_EMPTY_PATH | AT_EXECVE_CHECK,
-        )
-    };
-    let error = std::io::Error::last_os_error();
-    match (answer, error.raw_os_error()) {
-        (0, _) => Ok(Some(Attempt::Ran)),
-        (_, Some(libc::EPERM)) => Ok(Some(Attempt::Refused)),
-        (_, Some(libc::EINVAL)) => Ok(None),
-        _ => bail!("execveat: {error}"),
+    // A kernel that does not know the flag refuses the call, so this process is not replaced.
+    match attack::execveat(&File::open(path)?, AT_EXECVE_CHECK) {
+        Ok(()) => Ok(Some(Attempt::Ran)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EPERM) => Ok(Some(Attempt::Refused)),
+            Some(libc::EINVAL) => Ok(None),
+            _ => Err(error).context("execveat"),
+        },
     }
 }
 
