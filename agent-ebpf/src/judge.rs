@@ -9,7 +9,7 @@ use crate::{
     layout::{File, Inode, file_inode, inode_writers, is_own_program, program_key},
     maps::{VERDICTS, active, count, forget_jit_program, remember_jit_program},
     overlay,
-    report::{Report, report, report_without_file},
+    report::{Report, report, report_without_path},
 };
 
 /// What a gate is and can do.
@@ -202,7 +202,9 @@ pub fn judge_without_file(gate: Gate, wanted: Kinds, reason: Reason) -> i32 {
     count_outcome(gate, outcome, reason);
     let hook = Hook { gate, sleeps: false, hashes: false };
     let appraisal = Appraisal::new(active);
-    report_without_file(&Report { hook, outcome, reason, wanted, appraisal: &appraisal });
+    let told = Report { hook, outcome, reason, wanted, appraisal: &appraisal };
+    // SAFETY: there is no pointer.
+    unsafe { report_without_path(&told, None) };
     instructions::refusal(outcome as u8 == Outcome::Deny as u8)
 }
 

@@ -9,7 +9,7 @@ use crate::{
     judge::{Hook, count_outcome, judge, outcome},
     layout::{Vma, own_program, program_key, vma_file, vma_flags, vma_own_pages},
     maps::{active, digest_of_jit_program, rule, tell_once},
-    report::{Report, report_inode},
+    report::{Report, report_without_path},
 };
 
 /// `PROT_WRITE` and `PROT_EXEC` (linux/mman.h).
@@ -91,7 +91,7 @@ pub fn judge_memory(reason: Reason) -> i32 {
         let told =
             Report { hook: HOOK, outcome, reason, wanted: Kinds::JIT, appraisal: &appraisal };
         // SAFETY: as above.
-        unsafe { report_inode(&told, inode) };
+        unsafe { report_without_path(&told, Some(inode)) };
     }
     instructions::refusal(denied)
 }

@@ -76,7 +76,7 @@ pub unsafe fn report(report: &Report<'_>, file: *const File, inode: *const Inode
     unsafe {
         if !report.hook.sleeps && GIVES_PATHS.load() != 0 {
             // `bpf_d_path` is for sleepable hooks and a few others; the agent looks the path up.
-            return report_inode(report, inode);
+            return report_without_path(report, Some(inode));
         }
         let told = Told::new(report);
         if !send::<PATH_SHORT>(&told, file, inode, false) {
@@ -85,12 +85,12 @@ pub unsafe fn report(report: &Report<'_>, file: *const File, inode: *const Inode
     }
 }
 
-/// Sends the event without a path.
+/// Sends the event without a path; without an inode, it is about something that is no file.
 ///
 /// # Safety
 /// `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-pub unsafe fn report_inode(report: &Report<'_>, inode: *const Inode) {
+pub unsafe fn report_without_path(report: &Report<'_>, inode: Option<*const Inode>) {
     let told = &Told::new(report);
     let Some(mut entry) = EVENTS.reserve_untyped::<Event<0>>(0) else {
         count(told.hook.gate, Counter::Lost, 1);
@@ -99,28 +99,17 @@ pub unsafe fn report_inode(report: &Report<'_>, inode: *const Inode) {
     let event = entry.as_mut_ptr();
     // SAFETY: the ring gave room for the header, and by the contract.
     unsafe {
-        fill(&raw mut (*event).header, told, 0);
-        identify(&raw mut (*event).header, inode);
-    };
-    entry.submit(0);
-}
-
-/// Sends an event about something that is no file.
-#[inline(always)]
-pub fn report_without_file(report: &Report<'_>) {
-    let told = &Told::new(report);
-    let Some(mut entry) = EVENTS.reserve_untyped::<Event<0>>(0) else {
-        count(told.hook.gate, Counter::Lost, 1);
-        return;
-    };
-    let event = entry.as_mut_ptr();
-    // SAFETY: the ring gave room for the header.
-    unsafe {
-        fill(&raw mut (*event).header, told, 0);
-        (*event).header.inode = 0;
-        (*event).header.size = 0;
-        (*event).header.device = 0;
-        (*event).header.filesystem = 0;
+        let header = &raw mut (*event).header;
+        fill(header, told, 0);
+        match inode {
+            Some(inode) => identify(header, inode),
+            None => {
+                (*header).inode = 0;
+                (*header).size = 0;
+                (*header).device = 0;
+                (*header).filesystem = 0;
+            }
+        }
     };
     entry.submit(0);
 }
