@@ -12,8 +12,8 @@ use crate::{
     instructions,
     judge::Hook,
     layout::{
-        File, HASH_ALGO_SHA256, Inode, inode_device, inode_filesystem, inode_filesystem_flags,
-        inode_mode, inode_size, inode_writers, sealed_against_writing,
+        FILE_TYPE, File, HASH_ALGO_SHA256, Inode, inode_device, inode_filesystem,
+        inode_filesystem_flags, inode_mode, inode_size, inode_writers, sealed_against_writing,
     },
     maps::{
         MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count,
@@ -22,8 +22,7 @@ use crate::{
     overlay,
 };
 
-/// `S_IFMT` and `S_IFREG` (linux/stat.h).
-pub const FILE_TYPE: u16 = 0o170_000;
+/// `S_IFREG` (linux/stat.h).
 const REGULAR_FILE: u16 = 0o100_000;
 
 /// What is known of a file when its judgement ends.

@@ -17,24 +17,21 @@ use portcullis_common::{
 use crate::{
     judge::{Hook, judge},
     layout::{
-        File, Task, arguments, bprm_file, current_task, file_flags, file_inode, file_mode,
-        inode_mode, name_being_opened, started_by_script, task_pid,
+        FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Task, arguments, bprm_file, current_task,
+        file_flags, file_inode, file_mode, inode_mode, name_being_opened, started_by_script,
+        task_pid,
     },
     maps::{INTERPRETERS, NO_ARGUMENTS, VERDICTS, active, count, rule},
 };
 
-/// `FMODE_READ`, `FMODE_WRITE` and `FMODE_NOACCOUNT` (include/linux/fs.h, 5.10 to 7.2). The last is
-/// set when an overlay filesystem opens the real file behind its own.
+/// `FMODE_READ` (include/linux/fs.h, 5.10 to 7.2).
 const FMODE_READ: u32 = 1 << 0;
-const FMODE_WRITE: u32 = 1 << 1;
-const FMODE_NOACCOUNT: u32 = 1 << 29;
 
 /// `__FMODE_EXEC` (include/linux/fs.h): the kernel opens a program that is to be run, which the
 /// exec gate judges. `open` does not let a process set it.
 const FMODE_EXEC: u32 = 1 << 5;
 
-/// `S_IFMT`, `S_IFDIR`, `S_IFCHR` (linux/stat.h).
-const FILE_TYPE: u16 = 0o170_000;
+/// `S_IFDIR` and `S_IFCHR` (linux/stat.h).
 const FOLDER: u16 = 0o040_000;
 const CHARACTER_DEVICE: u16 = 0o020_000;
 

@@ -8,12 +8,12 @@ use core::ffi::c_void;
 use portcullis_common::{Active, Choices, Gate, Kinds, Outcome, Reason};
 
 use crate::{
-    appraisal::{Appraisal, FILE_TYPE},
+    appraisal::Appraisal,
     instructions,
     judge::{Hook, count_outcome, outcome},
     layout::{
-        File, Inode, dentry_inode, file_inode, file_mode, inode_mode, inode_special_device,
-        path_dentry,
+        FILE_TYPE, FMODE_WRITE, File, Inode, dentry_inode, file_inode, file_mode, inode_mode,
+        inode_special_device, path_dentry,
     },
     maps::{VERDICTS, active, is_mounted_device},
     overlay,
@@ -22,10 +22,6 @@ use crate::{
 
 /// `S_IFBLK` (linux/stat.h).
 const BLOCK_DEVICE: u16 = 0o060_000;
-
-/// `FMODE_WRITE` (include/linux/fs.h, 5.10 to 7.2): the file can be written through. A macro, so
-/// BTF does not have it; the agent's self-test proves the value after attaching.
-pub const FMODE_WRITE: u32 = 1 << 1;
 
 /// `int file_open(struct file *file)`, 5.10 to 7.2. `i_writecount` is raised before it is called
 /// (`do_dentry_open` in fs/open.c).

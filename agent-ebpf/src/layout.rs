@@ -43,6 +43,17 @@ static LINUX_BINPRM_IS_CHECK_BIT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TASKS_ARE_COPIED: Global<u32> = Global::new(0);
 
+// Macros of the kernel, which its BTF does not have. They have been the same from 5.10 to 7.2.
+
+/// `FMODE_WRITE` (include/linux/fs.h): the file can be written through. The agent's self-test
+/// proves the value after attaching.
+pub const FMODE_WRITE: u32 = 1 << 1;
+/// `FMODE_NOACCOUNT` (include/linux/fs.h): opened by the kernel for itself, as an overlay
+/// filesystem opens the real file behind its own.
+pub const FMODE_NOACCOUNT: u32 = 1 << 29;
+/// `S_IFMT` (linux/stat.h): the part of a mode that says what kind of file it is.
+pub const FILE_TYPE: u16 = 0o170_000;
+
 /// `struct file`, only ever behind a pointer.
 #[repr(transparent)]
 pub struct File(c_void);

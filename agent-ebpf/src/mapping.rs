@@ -6,9 +6,8 @@ use portcullis_common::{Gate, Kinds, Reason};
 use crate::{
     appraisal::is_regular,
     instructions::is_null,
-    invalidation::FMODE_WRITE,
     judge::{Hook, cannot_decide, judge},
-    layout::{File, file_inode, file_mode},
+    layout::{FMODE_WRITE, File, file_inode, file_mode},
     maps::WAS_MAPPED,
     memory::{PROT_EXEC, judge_memory},
 };

@@ -16,18 +16,14 @@ use crate::{
     appraisal::is_regular,
     instructions,
     layout::{
-        DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_inode, file_mode,
-        file_private_data,
+        DENTRY_D_INODE, FILE_F_INODE, FMODE_NOACCOUNT, File, INODE_I_WRITECOUNT, Inode, file_inode,
+        file_mode, file_private_data,
     },
     maps::{LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem},
 };
 
 /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
 pub const MAGIC: u64 = 0x794c_7630;
-
-/// `FMODE_NOACCOUNT` (include/linux/fs.h, 5.10 to 7.2): opened by the kernel for itself. A macro,
-/// so BTF does not have it.
-const FMODE_NOACCOUNT: u32 = 1 << 29;
 
 /// 1 if the kernel lets programs read its memory, else 0, and everything below is cut out.
 #[unsafe(no_mangle)]
