@@ -2,6 +2,8 @@
 //! the agent finds each of these in the running kernel's BTF and hands it to the programs as a
 //! read-only global, which the verifier then treats as a constant.
 
+use crate::Digest;
+
 /// A struct member that the programs read, and the global that carries its byte offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -55,6 +57,26 @@ const _: () = assert!(size_of::<OverlayLayout>() == 16);
 // SAFETY: `repr(C)`, made of integers only, without padding (its size is asserted above).
 unsafe impl aya::Pod for OverlayLayout {}
 
+/// Stands in the object for the call of the kernel's function that gives a file's fs-verity digest.
+/// The compiler can call only what has a fixed number, and no helper will ever have this one; on
+/// kernels that have the function, the agent puts its number in.
+pub const FSVERITY_CALL: u32 = 0x7e51_0a5c;
+
+/// The kernel's answer to that call (`struct fsverity_digest`, linux/fsverity.h), with room for
+/// SHA-256.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(8))]
+pub struct FsverityDigest {
+    /// `FS_VERITY_HASH_ALG_*`.
+    pub algorithm: u16,
+    /// Bytes of digest, of which there may be more than have room.
+    pub size: u16,
+    /// The digest.
+    pub digest: Digest,
+}
+
+const _: () = assert!(size_of::<FsverityDigest>() == 40);
+
 /// Holder of the lists.
 pub struct Fields;
 
@@ -77,6 +99,7 @@ macro_rules! for_each_kernel_field {
                 ADDRESS_SPACE_I_MMAP_WRITABLE = address_space . i_mmap_writable;
                 INODE_I_INO = inode . i_ino;
                 INODE_I_MODE = inode . i_mode;
+                INODE_I_FLAGS = inode . i_flags;
                 INODE_I_SB = inode . i_sb;
                 INODE_I_SIZE = inode . i_size;
                 INODE_I_WRITECOUNT = inode . i_writecount;

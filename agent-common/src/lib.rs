@@ -16,7 +16,9 @@ pub use device::{VerifiedDevice, tables};
 pub use event::{
     ANCESTORS, Ancestor, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
 };
-pub use layout::{EnumValue, Field, Fields, NO_ENUMERATOR, OverlayLayout};
+pub use layout::{
+    EnumValue, FSVERITY_CALL, Field, Fields, FsverityDigest, NO_ENUMERATOR, OverlayLayout,
+};
 pub use policy::{
     Active, Choices, DIGEST_LEN, Digest, FILESYSTEM_IS_SERVED, Kinds, Mode, Rule, SLOTS,
     fsverity_key,

@@ -110,7 +110,7 @@ pub unsafe fn appraise(
 
         let trusted = {
             let generation = appraisal.active.generation();
-            let single = by_fsverity(inode, generation);
+            let single = by_fsverity(file, inode, generation);
             single.is_some_and(|rule| rule.kinds.intersects(wanted))
                 || verified(inode, generation, wanted).is_some()
         };
@@ -161,7 +161,7 @@ pub unsafe fn appraise(
         let decides = appraisal.rule.denied == 1 || appraisal.rule.kinds.intersects(wanted);
         if decides {
             // The content's own rule comes first.
-        } else if let Some(single) = by_fsverity(inode, generation)
+        } else if let Some(single) = by_fsverity(file, inode, generation)
             && single.kinds.intersects(wanted)
         {
             let kinds = appraisal.rule.kinds.union(single.kinds);

@@ -145,6 +145,8 @@ accessors! { by load:
     file_flags(File) -> u32 = FILE_F_FLAGS;
     /// File type and permissions.
     inode_mode(Inode) -> u16 = INODE_I_MODE;
+    /// `S_*` flags.
+    inode_flags(Inode) -> u32 = INODE_I_FLAGS;
     /// How many hold the file open for writing; negative while writing is denied.
     inode_writers(Inode) -> i32 = INODE_I_WRITECOUNT;
     /// The inode behind a directory entry, or null.

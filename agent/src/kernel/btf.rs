@@ -195,11 +195,18 @@ impl<'a> Btf<'a> {
     /// Whether the kernel has a function of this name.
     #[must_use]
     pub fn has_function(&self, name: &str) -> bool {
-        self.ids().any(|id| {
-            self.header(id).is_ok_and(|header| {
+        self.function(name).is_some()
+    }
+
+    /// The number by which programs call a function of the kernel.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let id = self.ids().find(|id| {
+            self.header(*id).is_ok_and(|header| {
                 header.kind == kind::FUNC && self.name(header.name) == name.as_bytes()
             })
-        })
+        });
+        id.and_then(|id| u32::try_from(id).ok())
     }
 
     fn ids(&self) -> Range<usize> {
@@ -383,7 +390,7 @@ mod tests {
         assert_eq!(module.offset("outer", "a"), Ok(0));
         assert!(matches!(module.offset("outer", "deep"), Err(BtfError::NoMember { .. })));
         assert!(Btf::parse_module(b"", &of_module).is_err());
-        assert!(btf.has_function("f"));
+        assert_eq!(btf.function("f"), Some(9));
         assert!(!btf.has_function("int"));
     }
 

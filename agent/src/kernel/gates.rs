@@ -21,6 +21,7 @@ pub use crate::kernel::gates_error::GatesError;
 use crate::{
     kernel::{
         active::ActiveWord,
+        calls,
         devices::Devices,
         filesystems,
         gates_error::brief,
@@ -117,7 +118,7 @@ impl Gates {
                 loader.map_pin_path(name, path.as_path());
             }
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(&calls::with_fsverity(OBJECT, layout.fsverity_call))?;
         let btf = Btf::from_sys_fs()?;
         let hooks = hooks_for(layout, settings);
         for hook in &hooks {

@@ -42,6 +42,8 @@ pub struct Layout {
     pub can_watch_devices: bool,
     /// Whether the digest of files with fs-verity can be seen.
     pub has_fsverity: bool,
+    /// The kernel's function that gives this digest, where it has to be asked.
+    pub fsverity_call: Option<u32>,
     /// Whether the LSM hook `file_truncate` exists (from 6.2).
     pub has_file_truncate: bool,
     /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
@@ -98,12 +100,18 @@ impl Layout {
         globals.extend(devices.iter().flatten());
         let fsverity = fsverity_fields(&btf);
         globals.extend(fsverity.iter().flatten());
+        let fsverity_call = match fsverity {
+            Some(_) => None,
+            None => btf.function("bpf_get_fsverity_digest"),
+        };
+        globals.push(("FSVERITY_IS_ASKED", u32::from(fsverity_call.is_some())));
         let opened_name = btf.offset("filename", "uptr").ok();
         globals.extend(opened_name.map(|offset| ("FILENAME_UPTR", offset)));
         Ok(Self {
             globals,
             has_opened_name: opened_name.is_some(),
-            has_fsverity: fsverity.is_some(),
+            has_fsverity: fsverity.is_some() || fsverity_call.is_some(),
+            fsverity_call,
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),

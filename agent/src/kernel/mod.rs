@@ -2,6 +2,7 @@
 
 pub mod active;
 pub mod btf;
+mod calls;
 pub mod check;
 pub mod devices;
 pub mod dm;
