@@ -18,8 +18,8 @@ use crate::{
     judge::{Hook, judge},
     layout::{
         FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Task, arguments, bprm_file, current_task,
-        file_flags, file_inode, file_mode, inode_mode, name_being_opened, started_by_script,
-        task_pid,
+        file_flags, file_inode, file_mode, inode_mode, name_being_opened, name_is_copied,
+        started_by_script, task_pid,
     },
     maps::{INTERPRETERS, NO_ARGUMENTS, VERDICTS, active, count, rule},
 };
@@ -236,7 +236,16 @@ fn byte_at(address: u64, step: u64, chunk: &mut [u8; CHUNK as usize]) -> Option<
 unsafe extern "C" fn path_step(step: u64, reader: *mut PathReader) -> i64 {
     // SAFETY: `look_up` passes its own record.
     let reader = unsafe { &mut *reader };
-    let Some(byte) = byte_at(reader.address + step, step, &mut reader.chunk) else { return 1 };
+    let address = reader.address + step;
+    let byte = if name_is_copied() {
+        // SAFETY: the verifier knows what `filename.name` points to for memory that may be read; what
+        // is not there reads as zero.
+        unsafe { (address as *const u8).read_volatile() }
+    } else if let Some(byte) = byte_at(address, step, &mut reader.chunk) {
+        byte
+    } else {
+        return 1;
+    };
     if byte == 0 {
         reader.complete = 1;
         return 1;

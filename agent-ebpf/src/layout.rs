@@ -27,9 +27,13 @@ macro_rules! globals {
 }
 for_each_kernel_field!(globals);
 
-/// `filename.uptr`, which 7.2 does not have any more; only the interpreter gate reads it.
+/// Where `struct filename` has the address of the name: `uptr`, the process's own, or in 7.2, which
+/// does not have that any more, `name`, the kernel's copy. Only the interpreter gate reads it.
 #[unsafe(no_mangle)]
-static FILENAME_UPTR: Global<u32> = Global::new(0xffff);
+static FILENAME_NAME: Global<u32> = Global::new(0xffff);
+/// 1 if that address is in the kernel's memory.
+#[unsafe(no_mangle)]
+static NAME_IS_COPIED: Global<u32> = Global::new(0);
 
 /// Offset of the byte that holds the bit-field `linux_binprm.is_check` (from 6.14), and the bit.
 #[unsafe(no_mangle)]
@@ -288,16 +292,22 @@ pub fn arguments() -> (u64, u64) {
     }
 }
 
-/// Where the current process has the name that it is just opening a file by; zero if it does not,
-/// or if the name is the kernel's.
+/// Where the name is by which the current process is just opening a file; zero if it is opening none,
+/// or, unless [`name_is_copied`], if the name is the kernel's.
 #[inline(always)]
 pub fn name_being_opened() -> u64 {
     // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
     unsafe {
         let lookup: *const c_void = load(current_task(), &TASK_STRUCT_NAMEIDATA);
         let name: *const c_void = load(lookup, &NAMEIDATA_NAME);
-        load(name, &FILENAME_UPTR)
+        load(name, &FILENAME_NAME)
     }
+}
+
+/// Whether the name that is being opened lies in the kernel's memory, and not in the process's.
+#[inline(always)]
+pub fn name_is_copied() -> bool {
+    NAME_IS_COPIED.load() == 1
 }
 
 /// Whether `inode` is the program that the current process is running, or is just starting.

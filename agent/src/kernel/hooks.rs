@@ -63,7 +63,7 @@ pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
         Hashing::Kernel => &HOOKS[..],
         Hashing::Agent => &APPRAISED_HOOKS[..],
     };
-    let interpreters = settings.interpreters && layout.has_opened_name;
+    let interpreters = settings.interpreters && layout.can_judge_scripts;
     let has = |hook: &&Hook| match hook.program {
         "invalidate_file_truncate" => layout.has_file_truncate,
         "gate_exec_check" => layout.has_exec_check,

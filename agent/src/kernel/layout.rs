@@ -50,8 +50,8 @@ pub struct Layout {
     pub has_exec_check: bool,
     /// Who works out digests.
     pub hashing: Hashing,
-    /// Whether a program can tell by which name a file is opened (not in 7.2).
-    pub has_opened_name: bool,
+    /// Whether programs can judge the scripts that interpreters open.
+    pub can_judge_scripts: bool,
     /// Whether the LSM hook `file_post_open` exists (from 6.9): without it, a script that an
     /// interpreter opens cannot be hashed at that moment.
     pub has_file_post_open: bool,
@@ -105,21 +105,22 @@ impl Layout {
             None => btf.function("bpf_get_fsverity_digest"),
         };
         globals.push(("FSVERITY_IS_ASKED", u32::from(fsverity_call.is_some())));
-        let opened_name = btf.offset("filename", "uptr").ok();
-        globals.extend(opened_name.map(|offset| ("FILENAME_UPTR", offset)));
+        let opened_name = opened_name(&btf);
+        globals.extend(opened_name.iter().flatten());
+        let hashing = if has_hash && btf.has_function("ima_file_check") {
+            Hashing::Kernel
+        } else {
+            Hashing::Agent
+        };
         Ok(Self {
             globals,
-            has_opened_name: opened_name.is_some(),
+            can_judge_scripts: hashing == Hashing::Kernel && opened_name.is_some(),
             has_fsverity: fsverity.is_some() || fsverity_call.is_some(),
             fsverity_call,
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
-            hashing: if has_hash && btf.has_function("ima_file_check") {
-                Hashing::Kernel
-            } else {
-                Hashing::Agent
-            },
+            hashing,
             // Since the counter came (5.12) and before this function was split off, every program
             // was protected from recursion by being skipped, security programs too.
             runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur")
@@ -132,6 +133,16 @@ impl Layout {
     pub fn globals(&self) -> impl Iterator<Item = (&'static str, &u32)> {
         self.globals.iter().map(|(name, value)| (*name, value))
     }
+}
+
+/// Where programs find the name by which a file is opened: in the process's memory, or, where the
+/// kernel does not keep that address (7.2), in the kernel's. Of the latter, programs may read what
+/// such a member points to since 6.17, long before the former was given up.
+fn opened_name(btf: &Btf<'_>) -> Option<[(&'static str, u32); 2]> {
+    let member = |member| btf.offset("filename", member).ok();
+    let of_process = member("uptr").map(|offset| (offset, 0));
+    let (offset, is_copied) = of_process.or_else(|| Some((member("name")?, 1)))?;
+    Some([("FILENAME_NAME", offset), ("NAME_IS_COPIED", is_copied)])
 }
 
 /// What the programs read of disks, if the functions are there that they are called from.

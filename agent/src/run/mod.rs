@@ -236,14 +236,13 @@ fn start(
             "list the files by the SHA-256 of their content as well",
         ));
     }
-    let can_judge_scripts = layout.hashing == Hashing::Kernel && layout.has_opened_name;
-    if policy.choices.contains(Choices::INTERPRETERS) && !can_judge_scripts {
+    if policy.choices.contains(Choices::INTERPRETERS) && !layout.can_judge_scripts {
         checks.push(Check::bad(
             State::Warning,
             "interpreters",
             "scripts of marked interpreters are judged",
             "this kernel cannot do it, so the mark does nothing",
-            "use Linux 6.1 to 6.12, with IMA",
+            "use Linux 6.1 or later, with IMA",
         ));
     }
 
