@@ -75,7 +75,7 @@ const COMPILER: [Package; 6] = [
     package("g++", For::Building, "links bpf-linker with that LLVM", None),
 ];
 
-const PACKAGES: [Package; 15] = [
+const PACKAGES: [Package; 16] = [
     package("gcc", For::Building, "links the binaries", Some("gcc")),
     package("libc6-dev", For::Building, "the static C library", None),
     package(QEMU, For::Machines, "runs real kernels, in software if need be", Some(EMULATOR)),
@@ -98,6 +98,12 @@ const PACKAGES: [Package; 15] = [
         For::Tests,
         "makes an image that the kernel verifies as it is read",
         Some("veritysetup"),
+    ),
+    package(
+        "openssl",
+        For::Tests,
+        "makes the keys, certificates and signatures that tests verify",
+        Some("openssl"),
     ),
     package("mmdebstrap", For::Demo, "makes the Debian root filesystem", Some("mmdebstrap")),
     package("debian-archive-keyring", For::Demo, "checks the packages that go into it", None),
