@@ -13,3 +13,4 @@ pub mod policy;
 pub mod run;
 pub mod scan;
 mod sync;
+pub mod trust;

@@ -1,0 +1,9 @@
+//! Signatures as others make them, and every way in which they can be bad.
+
+mod accepted;
+mod chains;
+mod forged;
+mod hostile;
+mod keys;
+mod pki;
+mod signing;
