@@ -1,5 +1,7 @@
 //! X.509 certificates: what a signature's judge asks of one.
 
+mod twin;
+
 use std::time::Duration;
 
 use const_oid::{
@@ -11,6 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+#[cfg(test)]
+pub use twin::other_form;
 use x509_cert::{
     ext::pkix::{
         BasicConstraints, ExtendedKeyUsage, KeyUsage, NameConstraints, SubjectKeyIdentifier,
@@ -191,6 +195,12 @@ impl Certificate {
     #[must_use]
     pub const fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
+    }
+
+    /// The fingerprint that it would have if its signature were written in the other way that
+    /// ECDSA leaves; there may be several guesses, and none for other algorithms.
+    pub(super) fn other_fingerprints(&self) -> Vec<[u8; 32]> {
+        twin::fingerprints(&self.der)
     }
 
     /// The key that it certifies.

@@ -270,6 +270,12 @@ fn reason(
         }
         Error::InvalidSignatureForPublicKey => broken(leaf, anchor, "a signature is not right"),
         Error::UnsupportedCertVersion => broken(leaf, anchor, "a certificate is not of version 3"),
+        Error::MaximumPathBuildCallsExceeded
+        | Error::MaximumSignatureChecksExceeded
+        | Error::MaximumNameConstraintComparisonsExceeded => {
+            broken(leaf, anchor, "there are too many ways through the certificates")
+        }
+        Error::MaximumPathDepthExceeded => broken(leaf, anchor, "it is too long"),
         other => broken(leaf, anchor, &format!("{other:?}")),
     }
 }

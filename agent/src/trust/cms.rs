@@ -2,8 +2,8 @@
 //! is beside them (detached) or in them (attached).
 //!
 //! The signature comes from anywhere, so what is read is bounded and in DER, which has one way to
-//! write everything: encoded anew it must be the same bytes. Parsed parts can therefore be encoded
-//! again wherever their bytes are hashed or shown.
+//! write everything: encoded anew, every part must be the same bytes. What nobody signs, such as
+//! unsigned attributes, counter-signatures and CRLs, is read and says nothing.
 
 mod parsed;
 pub(super) mod signed_data;
@@ -13,8 +13,8 @@ use std::io;
 
 use jiff::Timestamp;
 
-use parsed::Parsed;
 pub use parsed::{MAX_ATTACHED_BYTES, MAX_BYTES, MAX_CERTIFICATES, MAX_SIGNERS};
+use parsed::{Parsed, unwrapped};
 
 use super::{HashAlgorithm, Rejected, Trust, Verified};
 
@@ -41,7 +41,8 @@ pub fn verify(
     signature: &[u8],
     now: Option<Timestamp>,
 ) -> Result<Signed, Rejected> {
-    let mut parsed = Parsed::read(signature)?;
+    let der = unwrapped(signature)?;
+    let parsed = Parsed::read(&der)?;
     if let (Some(content), Some(attached)) = (content, parsed.content())
         && content != attached
     {
@@ -53,11 +54,15 @@ pub fn verify(
     let signers =
         Digests { hasher: &|hash| Ok(hash.of(bytes)), known: Vec::new(), bytes: Some(bytes) }
             .verify(trust, &parsed, now)?;
-    Ok(Signed { content: parsed.take_content(), signers })
+    Ok(Signed { content: parsed.content().map(<[u8]>::to_vec), signers })
 }
 
 /// As [`verify`], over content outside the signature that `hasher` hashes, at most once with each
 /// algorithm.
+///
+/// The content must be of a kind that cannot begin with the byte `0x31`, as ELF is: that another
+/// signature's attributes are given as the content ([`Rejected::AttributesAsContent`]) can only be
+/// seen with the content at hand.
 ///
 /// # Errors
 /// As for [`verify`]; if the hasher fails; and if the signature was made by Ed25519 without signed
@@ -68,7 +73,8 @@ pub fn verify_hashed(
     signature: &[u8],
     now: Option<Timestamp>,
 ) -> Result<Signed, Rejected> {
-    let mut parsed = Parsed::read(signature)?;
+    let der = unwrapped(signature)?;
+    let parsed = Parsed::read(&der)?;
     let mut digests = Digests { hasher, known: Vec::new(), bytes: None };
     if let Some(attached) = parsed.content() {
         let hash = HashAlgorithm::Sha256;
@@ -77,7 +83,7 @@ pub fn verify_hashed(
         }
     }
     let signers = digests.verify(trust, &parsed, now)?;
-    Ok(Signed { content: parsed.take_content(), signers })
+    Ok(Signed { content: parsed.content().map(<[u8]>::to_vec), signers })
 }
 
 /// The content's digests, each worked out once.
@@ -102,7 +108,7 @@ impl Digests<'_> {
     fn verify(
         &mut self,
         trust: &Trust,
-        parsed: &Parsed,
+        parsed: &Parsed<'_>,
         now: Option<Timestamp>,
     ) -> Result<Vec<Verified>, Rejected> {
         let of = parsed.signers().len();

@@ -48,7 +48,8 @@ pub struct Trust {
 pub struct Revocations {
     /// Keys by their [id](PublicKey::id), in whatever certificate.
     pub keys: BTreeSet<[u8; 32]>,
-    /// Certificates by their [fingerprint](Certificate::fingerprint).
+    /// Certificates by their [fingerprint](Certificate::fingerprint), in either form that ECDSA
+    /// leaves for the same certificate.
     pub certificates: BTreeSet<[u8; 32]>,
     /// Signers by the name that the policy gives them. What such a signer vouches for is refused,
     /// also if another one vouches for it: deny beats allow.
@@ -57,7 +58,11 @@ pub struct Revocations {
 
 impl Revocations {
     fn check(&self, certificate: &Certificate) -> Result<(), Rejected> {
-        if self.certificates.contains(certificate.fingerprint()) {
+        let listed = |fingerprint: &[u8; 32]| self.certificates.contains(fingerprint);
+        let is_revoked = !self.certificates.is_empty()
+            && (listed(certificate.fingerprint())
+                || certificate.other_fingerprints().iter().any(listed));
+        if is_revoked {
             let subject = certificate.subject();
             let fingerprint = hex::encode(certificate.fingerprint());
             return Err(Rejected::Revoked(format!("the certificate {fingerprint} of {subject}")));

@@ -5,12 +5,12 @@ use std::fmt;
 
 use cms::{
     cert::IssuerAndSerialNumber,
-    content_info::{CmsVersion, ContentInfo},
-    signed_data::{EncapsulatedContentInfo, SignedAttributes, SignerIdentifier, SignerInfo},
+    content_info::CmsVersion,
+    signed_data::{SignedAttributes, SignerIdentifier, SignerInfo},
 };
 use const_oid::db::{rfc5911, rfc5912, rfc8410};
 use der::{
-    Any, Decode, Encode, Tag,
+    Any, AnyRef, Decode, Encode, Tag,
     asn1::{OctetString, SetOfVec},
     pem,
 };
@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Certificate, HashAlgorithm,
-    cms::signed_data::SignedData,
+    cms::signed_data::{ContentInfo, Encapsulated, SignedData},
     key::{KeyError, MAX_KEY_BYTES, PublicKey},
 };
 
@@ -250,29 +250,40 @@ pub fn cms(
         signature: OctetString::new(signature).map_err(failed)?,
         unsigned_attrs: None,
     };
-    let attached = match place {
-        Content::Attached => Some(Any::new(Tag::OctetString, content).map_err(failed)?),
-        Content::Detached => None,
-    };
+    let signer = signer.to_der().map_err(failed)?;
+    frame(
+        digest_alg,
+        (place == Content::Attached).then_some(content),
+        certificate,
+        between,
+        &signer,
+    )
+    .map_err(failed)
+}
+
+fn frame(
+    digest_algorithm: AlgorithmIdentifierOwned,
+    content: Option<&[u8]>,
+    certificate: &Certificate,
+    between: &[Certificate],
+    signer: &[u8],
+) -> der::Result<Vec<u8>> {
     let certificates = std::iter::once(certificate).chain(between);
-    let certificates: der::Result<Vec<_>> =
-        certificates.map(|certificate| Any::from_der(certificate.der())).collect();
-    let certificates = certificates.and_then(SetOfVec::try_from).map_err(failed)?;
-    let signer = Any::encode_from(&signer).map_err(failed)?;
+    let certificates = certificates.map(|certificate| AnyRef::from_der(certificate.der()));
     let data = SignedData {
         version: CmsVersion::V1,
-        digest_algorithms: SetOfVec::try_from(vec![digest_alg]).map_err(failed)?,
-        encap_content_info: EncapsulatedContentInfo {
-            econtent_type: rfc5911::ID_DATA,
-            econtent: attached,
+        digest_algorithms: SetOfVec::try_from(vec![digest_algorithm])?,
+        encapsulated: Encapsulated {
+            content_type: rfc5911::ID_DATA,
+            content: content.map(|bytes| AnyRef::new(Tag::OctetString, bytes)).transpose()?,
         },
-        certificates: Some(certificates),
+        certificates: Some(SetOfVec::try_from(certificates.collect::<der::Result<Vec<_>>>()?)?),
         crls: None,
-        signer_infos: SetOfVec::try_from(vec![signer]).map_err(failed)?,
+        signer_infos: SetOfVec::try_from(vec![AnyRef::from_der(signer)?])?,
     };
-    let content = Any::encode_from(&data).map_err(failed)?;
-    let outer = ContentInfo { content_type: rfc5911::ID_SIGNED_DATA, content };
-    outer.to_der().map_err(failed)
+    let data = data.to_der()?;
+    let content_type = rfc5911::ID_SIGNED_DATA;
+    ContentInfo { content_type, content: AnyRef::from_der(&data)? }.to_der()
 }
 
 fn attributes(digest: &[u8]) -> der::Result<SignedAttributes> {

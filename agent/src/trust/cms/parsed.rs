@@ -1,15 +1,15 @@
 //! The outside of a CMS signature: what can be said before anything is verified.
 
-use cms::{
-    content_info::{CmsVersion, ContentInfo},
-    signed_data::SignerInfo,
-};
+use std::borrow::Cow;
+
+use cms::{content_info::CmsVersion, signed_data::SignerInfo};
 use const_oid::db::rfc5911;
 use der::{
-    Any, Decode, Encode, ErrorKind, Header, Reader, SliceReader, Tag, Tagged, asn1::SetOfVec, pem,
+    AnyRef, Decode, Encode, ErrorKind, Header, Reader, SliceReader, Tag, Tagged, asn1::SetOfVec,
+    pem,
 };
 
-use super::signed_data::SignedData;
+use super::signed_data::{ContentInfo, SignedData};
 use crate::trust::{Certificate, HashAlgorithm, Rejected, algorithm::name_of};
 
 /// The largest signature that is read, its content not counted.
@@ -22,50 +22,53 @@ pub const MAX_CERTIFICATES: usize = 32;
 pub const MAX_SIGNERS: usize = 8;
 
 /// A CMS signature whose form is right.
-pub(super) struct Parsed {
+pub(super) struct Parsed<'a> {
     hashes: Vec<HashAlgorithm>,
-    content: Option<Vec<u8>>,
+    content: Option<&'a [u8]>,
     certificates: Vec<Certificate>,
     signers: Vec<SignerInfo>,
 }
 
-impl Parsed {
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, Rejected> {
-        let limit = MAX_ATTACHED_BYTES;
-        if bytes.len() > limit {
-            return Err(Rejected::TooLarge { found: bytes.len(), limit });
-        }
-        if bytes.trim_ascii_start().starts_with(b"-----BEGIN ") {
-            return Self::from_der(&from_pem(bytes.trim_ascii())?);
-        }
-        Self::from_der(bytes)
+/// The DER in a file that may as well be PEM.
+pub(super) fn unwrapped(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Rejected> {
+    let limit = MAX_ATTACHED_BYTES;
+    if bytes.len() > limit {
+        return Err(Rejected::TooLarge { found: bytes.len(), limit });
     }
+    if bytes.trim_ascii_start().starts_with(b"-----BEGIN ") {
+        return from_pem(bytes.trim_ascii()).map(Cow::Owned);
+    }
+    Ok(Cow::Borrowed(bytes))
+}
 
-    fn from_der(der: &[u8]) -> Result<Self, Rejected> {
+impl<'a> Parsed<'a> {
+    pub(super) fn read(der: &'a [u8]) -> Result<Self, Rejected> {
         check_outside(der)?;
         let outer = ContentInfo::from_der(der).map_err(|error| not_der(&error))?;
         if outer.content_type != rfc5911::ID_SIGNED_DATA {
             return Err(Rejected::NotSignedData(name_of(outer.content_type)));
         }
-        let mut data: SignedData = outer.content.decode_as().map_err(|error| not_der(&error))?;
+        let data: SignedData<'_> = outer.content.decode_as().map_err(|error| not_der(&error))?;
+        // The parser sorts the elements of a SET that are in no order.
         let again = data.to_der().map_err(|error| not_der(&error))?;
-        let inside = outer.content.to_der().map_err(|error| not_der(&error))?;
-        let outside = outer.to_der().map_err(|error| not_der(&error))?;
-        if again != inside || outside != der {
+        let length = outer.content.encoded_len().and_then(|length| length.try_into());
+        if length != Ok(again.len()) || !again.ends_with(outer.content.value()) {
             return Err(Rejected::NotCanonical);
         }
+        drop(again);
         if matches!(data.version, CmsVersion::V0 | CmsVersion::V2) {
             return Err(Rejected::NotDer(format!("version {}", data.version as u8)));
         }
-        if data.encap_content_info.econtent_type != rfc5911::ID_DATA {
-            return Err(Rejected::ContentType(name_of(data.encap_content_info.econtent_type)));
+        let inner = &data.encapsulated;
+        if inner.content_type != rfc5911::ID_DATA {
+            return Err(Rejected::ContentType(name_of(inner.content_type)));
         }
-        let content = match data.encap_content_info.econtent.take() {
+        let content = match inner.content {
             None => None,
-            Some(any) if any.tag() == Tag::OctetString => Some(any.value().to_vec()),
+            Some(any) if any.tag() == Tag::OctetString => Some(any.value()),
             Some(any) => return Err(Rejected::ContentType(format!("a {}", any.tag()))),
         };
-        let rest = der.len() - content.as_ref().map_or(0, Vec::len);
+        let rest = der.len() - content.map_or(0, <[u8]>::len);
         if rest > MAX_BYTES {
             return Err(Rejected::TooLarge { found: rest, limit: MAX_BYTES });
         }
@@ -78,12 +81,8 @@ impl Parsed {
     }
 
     /// The content, if it is in the signature.
-    pub(super) fn content(&self) -> Option<&[u8]> {
-        self.content.as_deref()
-    }
-
-    pub(super) fn take_content(&mut self) -> Option<Vec<u8>> {
-        self.content.take()
+    pub(super) const fn content(&self) -> Option<&'a [u8]> {
+        self.content
     }
 
     /// The hashes that the signature says its signers use.
@@ -141,7 +140,7 @@ fn not_der(error: &der::Error) -> Rejected {
     }
 }
 
-fn hashes(data: &SignedData) -> Result<Vec<HashAlgorithm>, Rejected> {
+fn hashes(data: &SignedData<'_>) -> Result<Vec<HashAlgorithm>, Rejected> {
     let read = |id| {
         HashAlgorithm::from_identifier(id)
             .map_err(|error| Rejected::Algorithm { place: "digestAlgorithms".into(), error })
@@ -149,7 +148,7 @@ fn hashes(data: &SignedData) -> Result<Vec<HashAlgorithm>, Rejected> {
     data.digest_algorithms.iter().map(read).collect()
 }
 
-fn certificates(data: &SignedData) -> Result<Vec<Certificate>, Rejected> {
+fn certificates(data: &SignedData<'_>) -> Result<Vec<Certificate>, Rejected> {
     let choices = data.certificates.as_ref().map_or(&[][..], SetOfVec::as_slice);
     if choices.len() > MAX_CERTIFICATES {
         let found = choices.len();
@@ -157,7 +156,7 @@ fn certificates(data: &SignedData) -> Result<Vec<Certificate>, Rejected> {
     }
     // The other kinds, which nobody uses, have tags of their own.
     let certificates = choices.iter().enumerate().filter(|(_, any)| any.tag() == Tag::Sequence);
-    let read = |(index, any): (usize, &Any)| {
+    let read = |(index, any): (usize, &AnyRef<'_>)| {
         let der = any.to_der().map_err(|error| not_der(&error))?;
         Certificate::from_der(&der)
             .map_err(|error| Rejected::NotDer(format!("certificate {}: {error}", index + 1)))
@@ -165,7 +164,7 @@ fn certificates(data: &SignedData) -> Result<Vec<Certificate>, Rejected> {
     certificates.map(read).collect()
 }
 
-fn signers(data: &SignedData) -> Result<Vec<SignerInfo>, Rejected> {
+fn signers(data: &SignedData<'_>) -> Result<Vec<SignerInfo>, Rejected> {
     match data.signer_infos.len() {
         0 => return Err(Rejected::NoSigner),
         found if found > MAX_SIGNERS => {
@@ -173,10 +172,12 @@ fn signers(data: &SignedData) -> Result<Vec<SignerInfo>, Rejected> {
         }
         _ => {}
     }
-    let read = |any: &Any| {
-        let signer: SignerInfo = any.decode_as().map_err(|error| not_der(&error))?;
-        let again = Any::encode_from(&signer).map_err(|error| not_der(&error))?;
-        if again == *any { Ok(signer) } else { Err(Rejected::NotCanonical) }
+    let read = |any: &AnyRef<'_>| {
+        let der = any.to_der().map_err(|error| not_der(&error))?;
+        let signer = SignerInfo::from_der(&der).map_err(|error| not_der(&error))?;
+        // As above, for the signed attributes.
+        let again = signer.to_der().map_err(|error| not_der(&error))?;
+        if again == der { Ok(signer) } else { Err(Rejected::NotCanonical) }
     };
     data.signer_infos.iter().map(read).collect()
 }

@@ -17,7 +17,7 @@ use crate::trust::{
 /// Verifies one signer, and finds who in the policy vouches for it.
 pub(super) fn verify(
     trust: &Trust,
-    parsed: &Parsed,
+    parsed: &Parsed<'_>,
     signer: &SignerInfo,
     digests: &mut Digests<'_>,
     now: Option<Timestamp>,
@@ -89,7 +89,7 @@ enum SignedBytes {
 }
 
 fn signed_bytes(
-    parsed: &Parsed,
+    parsed: &Parsed<'_>,
     signer: &SignerInfo,
     hash: HashAlgorithm,
     digests: &mut Digests<'_>,
@@ -160,7 +160,7 @@ type Key<'a> = (Result<&'a PublicKey, Rejected>, Option<&'a Certificate>);
 /// meant, of the policy's own.
 fn keys<'a>(
     trust: &'a Trust,
-    parsed: &'a Parsed,
+    parsed: &'a Parsed<'_>,
     signer: &SignerInfo,
 ) -> Result<Vec<Key<'a>>, Rejected> {
     let with_key = |certificate: &'a Certificate| {

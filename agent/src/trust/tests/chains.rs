@@ -1,7 +1,7 @@
 //! Who is trusted by whom, and who is not.
 
 use super::pki::{CONTENT, PKI, signer, trusting, trusting_key};
-use crate::trust::{Anchor, Rejected, Trust, cms};
+use crate::trust::{Anchor, Rejected, Trust, certificate::other_form, cms};
 
 fn judged(trust: &Trust, name: &str, arguments: &[&str]) -> Result<(), Rejected> {
     cms::verify(trust, Some(CONTENT), &PKI.sign(name, arguments), None).map(drop)
@@ -53,6 +53,35 @@ fn chains_that_lead_nowhere() {
 }
 
 #[test]
+fn certificates_of_version_1() {
+    PKI.openssl(&["req", "-new", "-key", "p256.key", "-subj", "/CN=old", "-out", "old.csr"]);
+    PKI.openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "old.csr",
+        "-CA",
+        "inter.crt",
+        "-CAkey",
+        "inter.key",
+        "-days",
+        "9",
+        "-out",
+        "old.crt",
+    ]);
+    let signature = PKI.openssl(&[
+        "cms", "-sign", "-binary", "-outform", "DER", "-in", "content", "-signer", "old.crt",
+        "-inkey", "p256.key",
+    ]);
+    let reason = cms::verify(&trusting(&["inter"]), Some(CONTENT), &signature, None);
+    let reason = reason.expect_err("no extensions");
+    assert_eq!(reason.word(), "broken-chain");
+    assert!(reason.to_string().contains("version 3"), "{reason}");
+    // What is listed itself may be of any.
+    cms::verify(&trusting(&["old"]), Some(CONTENT), &signature, None).expect("listed");
+}
+
+#[test]
 fn certificates_that_are_not_for_this() {
     let trust = trusting(&["root"]);
     refused(&trust, "email", &[], "wrong-usage", "extendedKeyUsage");
@@ -77,6 +106,8 @@ fn issuers_that_may_not() {
     refused(&trust, "below-no-ca", &[], "not-a-ca", "basicConstraints");
     refused(&trust, "below-no-cert-sign", &[], "not-a-ca", "keyUsage");
     refused(&trust, "outside-named", &[], "name-constraints", "CN=named");
+    // The library refuses every one on directoryName, also where it is kept to.
+    refused(&trust, "below-directory", &[], "name-constraints", "directoryName");
     refused(&trust, "below-critical-ca", &[], "critical-extension", "CN=critical-ca");
     refused(&trust, "below-weak-ca", &[], "weak-key", "CN=weak-ca");
     refused(&trust, "below-server-ca", &[], "wrong-usage", "CN=server-ca");
@@ -135,6 +166,36 @@ fn revoked_anywhere_is_revoked() {
     }
     trust.revoked.signers = ["other".to_owned()].into();
     judged(&trust, "leaf", &[]).expect("nobody of these");
+}
+
+/// Anybody can give a certificate that ECDSA signed another fingerprint, and it stays valid.
+#[test]
+fn revoked_in_the_other_form_too() {
+    let certificate = PKI.certificate("leaf");
+    let other = PKI.path("other-form.der");
+    std::fs::write(&other, other_form(certificate.der())).expect("written");
+    PKI.openssl(&["x509", "-inform", "DER", "-in", "other-form.der", "-out", "other-form.crt"]);
+    assert_ne!(PKI.certificate("other-form").fingerprint(), certificate.fingerprint());
+    let signature = PKI.openssl(&[
+        "cms",
+        "-sign",
+        "-binary",
+        "-outform",
+        "DER",
+        "-in",
+        "content",
+        "-signer",
+        "other-form.crt",
+        "-inkey",
+        "p256.key",
+        "-certfile",
+        "inter.crt",
+    ]);
+    let mut trust = trusting(&["root"]);
+    cms::verify(&trust, Some(CONTENT), &signature, None).expect("the control");
+    trust.revoked.certificates.insert(*certificate.fingerprint());
+    let reason = cms::verify(&trust, Some(CONTENT), &signature, None).expect_err("revoked");
+    assert_eq!(reason.word(), "revoked");
 }
 
 #[test]

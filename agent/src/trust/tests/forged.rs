@@ -1,19 +1,22 @@
 //! Signatures that no honest tool makes, taken apart and put together again.
 
-use cms::{content_info::ContentInfo, signed_data::SignerInfo};
+use cms::signed_data::SignerInfo;
 use const_oid::{
     ObjectIdentifier,
     db::{rfc5911, rfc5912},
 };
 use der::{
-    Any, Decode, Encode, Tag,
+    Any, AnyRef, Decode, Encode, Tag,
     asn1::{OctetString, SetOfVec},
 };
 use spki::AlgorithmIdentifierOwned;
 use x509_cert::attr::Attribute;
 
 use super::pki::{CONTENT, PKI, trusting};
-use crate::trust::{self, HashAlgorithm, Rejected, cms::signed_data::SignedData};
+use crate::trust::{
+    self, HashAlgorithm, Rejected,
+    cms::signed_data::{ContentInfo, SignedData},
+};
 
 fn judged(content: Option<&[u8]>, signature: &[u8]) -> Result<(), Rejected> {
     trust::cms::verify(&trusting(&["root"]), content, signature, None).map(drop)
@@ -30,20 +33,22 @@ fn refused_over(content: Option<&[u8]>, signature: &[u8], word: &str, names: &st
     assert!(reason.help().is_some(), "{reason}");
 }
 
-fn parts(signature: &[u8]) -> SignedData {
+fn parts(signature: &[u8]) -> SignedData<'_> {
     let outer = ContentInfo::from_der(signature).expect("CMS");
     outer.content.decode_as().expect("signed data")
 }
 
-fn whole(data: &SignedData) -> Vec<u8> {
-    let content = Any::encode_from(data).expect("DER");
+fn whole(data: &SignedData<'_>) -> Vec<u8> {
+    let data = data.to_der().expect("DER");
+    let content = AnyRef::from_der(&data).expect("DER");
     let content_type = rfc5911::ID_SIGNED_DATA;
     ContentInfo { content_type, content }.to_der().expect("DER")
 }
 
 /// A good signature with the outside changed.
-fn changed(arguments: &[&str], change: impl FnOnce(&mut SignedData)) -> Vec<u8> {
-    let mut data = parts(&PKI.sign("leaf", arguments));
+fn changed(arguments: &[&str], change: impl FnOnce(&mut SignedData<'_>)) -> Vec<u8> {
+    let signature = PKI.sign("leaf", arguments);
+    let mut data = parts(&signature);
     change(&mut data);
     whole(&data)
 }
@@ -57,12 +62,14 @@ fn signer_changed(arguments: &[&str], change: impl FnOnce(&mut SignerInfo)) -> V
     })
 }
 
-fn first(data: &SignedData) -> SignerInfo {
+fn first(data: &SignedData<'_>) -> SignerInfo {
     data.signer_infos.as_slice()[0].decode_as().expect("a signer")
 }
 
-fn signers(all: impl IntoIterator<Item = SignerInfo>) -> SetOfVec<Any> {
-    let all = all.into_iter().map(|signer| Any::encode_from(&signer).expect("DER"));
+/// Lives as long as the test.
+fn signers(all: impl IntoIterator<Item = SignerInfo>) -> SetOfVec<AnyRef<'static>> {
+    let leaked = |signer: SignerInfo| -> &'static [u8] { signer.to_der().expect("DER").leak() };
+    let all = all.into_iter().map(|signer| AnyRef::from_der(leaked(signer)).expect("DER"));
     SetOfVec::try_from(Vec::from_iter(all)).expect("DER")
 }
 
@@ -140,8 +147,8 @@ fn the_content_is_wrong() {
     let typed = PKI.sign("leaf", &["-econtent_type", "1.2.3.4"]);
     refused(&typed, "wrong-content-type", "1.2.3.4");
     let string = changed(&["-nodetach"], |data| {
-        let other = Any::new(Tag::Utf8String, CONTENT).expect("DER");
-        data.encap_content_info.econtent = Some(other);
+        let other = AnyRef::new(Tag::Utf8String, CONTENT).expect("DER");
+        data.encapsulated.content = Some(other);
     });
     refused(&string, "wrong-content-type", "UTF8String");
     let padding = vec![b' '; trust::cms::MAX_BYTES];
@@ -165,7 +172,7 @@ fn too_few_and_too_many() {
     });
     refused(&crowd, "too-many", "signers");
     let heap = changed(&[], |data| {
-        let one = data.certificates.as_ref().expect("there").as_slice()[0].clone();
+        let one = data.certificates.as_ref().expect("there").as_slice()[0];
         let copies = vec![one; trust::cms::MAX_CERTIFICATES + 1];
         data.certificates = Some(SetOfVec::try_from(copies).expect("DER"));
     });
@@ -217,15 +224,40 @@ fn the_attributes_are_wrong() {
 /// The signature over signed attributes is also one over a file with just these bytes.
 #[test]
 fn attributes_are_no_content() {
-    let good = parts(&PKI.sign("leaf", &[]));
-    let mut signer = first(&good);
+    let signature = PKI.sign("leaf", &[]);
+    let mut data = parts(&signature);
+    let mut signer = first(&data);
     let attributes = signer.signed_attrs.take().expect("there");
     let content = attributes.to_der().expect("DER");
-    let mut data = good;
     data.signer_infos = signers([signer]);
     refused_over(Some(&content), &whole(&data), "attributes-as-content", "another signature");
-    data.encap_content_info.econtent = Some(Any::new(Tag::OctetString, content).expect("DER"));
+    let attached = AnyRef::new(Tag::OctetString, &content).expect("DER");
+    data.encapsulated.content = Some(attached);
     refused_over(None, &whole(&data), "attributes-as-content", "another signature");
+}
+
+/// What Ed25519 signs must be at hand, and content may not be.
+#[test]
+fn ed25519_needs_attributes() {
+    let signature = signer_changed(&[], |signer| {
+        let certificate = PKI.certificate("ed25519");
+        signer.sid = cms::signed_data::SignerIdentifier::IssuerAndSerialNumber(
+            cms::cert::IssuerAndSerialNumber {
+                issuer: certificate.issuer().clone(),
+                serial_number: certificate.serial().clone(),
+            },
+        );
+        let (id, bytes) = PKI.private_key("ed25519").sign(CONTENT).expect("signed");
+        signer.digest_alg = algorithm(rfc5912::ID_SHA_512);
+        signer.signed_attrs = None;
+        signer.signature_algorithm = id;
+        signer.signature = OctetString::new(bytes).expect("DER");
+    });
+    let mut data = parts(&signature);
+    data.digest_algorithms = SetOfVec::try_from(vec![algorithm(rfc5912::ID_SHA_512)]).expect("DER");
+    let trust = trusting(&["ed25519"]);
+    let reason = trust::cms::verify(&trust, Some(CONTENT), &whole(&data), None).expect_err("bare");
+    assert_eq!(reason.word(), "bad-attributes", "{reason}");
 }
 
 #[test]
@@ -272,7 +304,8 @@ fn the_parameters_of_pss_are_wrong() {
     let md1 = [&pss[..], &["-keyopt", "rsa_mgf1_md:sha1"]].concat();
     refused(&PKI.sign("rsa2048", &md1), "algorithm-mismatch", "mask");
     let changed = |change: &dyn Fn(&mut AlgorithmIdentifierOwned)| {
-        let mut data = parts(&PKI.sign("rsa2048", &pss));
+        let signature = PKI.sign("rsa2048", &pss);
+        let mut data = parts(&signature);
         let mut signer = first(&data);
         change(&mut signer.signature_algorithm);
         data.signer_infos = signers([signer]);

@@ -1,5 +1,7 @@
 //! Whatever is done to a signature, it is refused, and nothing panics.
 
+use std::time::{Duration, Instant};
+
 use super::pki::{CONTENT, PKI, trusting, trusting_key};
 use crate::trust::{Certificate, PublicKey, Trust, cms, sign};
 
@@ -63,6 +65,43 @@ fn any_byte_changed() {
     assert_eq!(harmless, [], "of {} bytes", signature.len());
 }
 
+/// Pieces cut out, doubled and overwritten, the same ones every time.
+#[test]
+fn pieces_moved_about() {
+    let trust = trusting(&["root"]);
+    let good = [PKI.sign("leaf", &[]), PKI.sign("rsa2048", &["-keyid", "-nodetach"])];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap_or_default() % below
+    };
+    for round in 0..4000 {
+        let signature = &good[round % good.len()];
+        let mut changed = signature.clone();
+        for _ in 0..=random(3) {
+            let from = random(changed.len());
+            let length = random(64.min(changed.len() - from)) + 1;
+            let piece = changed[from..from + length].to_vec();
+            let to = random(changed.len() + 1);
+            match random(3) {
+                0 => drop(changed.drain(from..from + length)),
+                1 => drop(changed.splice(to..to, piece)),
+                _ => drop(changed.splice(to..(to + length).min(changed.len()), piece)),
+            }
+        }
+        // So that the inside is looked at.
+        if let (Ok(length), true) =
+            (u16::try_from(changed.len().saturating_sub(4)), changed.len() > 4)
+        {
+            changed[..2].copy_from_slice(&[0x30, 0x82]);
+            changed[2..4].copy_from_slice(&length.to_be_bytes());
+        }
+        assert!(changed == *signature || !self::good(&trust, &changed), "round {round}");
+    }
+}
+
 #[test]
 fn any_byte_of_an_attached_content_changed() {
     let trust = trusting_key("ed25519");
@@ -79,6 +118,38 @@ fn any_byte_of_an_attached_content_changed() {
         let reason = cms::verify(&trust, None, &changed, None).expect_err("changed");
         assert_eq!(reason.word(), "content-changed");
     }
+}
+
+/// Thirty CAs of one name, each of which could have signed any other: more paths than can be tried.
+#[test]
+fn a_maze_of_certificates_takes_no_time() {
+    let mut maze = PKI.read("heap-by-root.crt");
+    for number in 0..cms::MAX_CERTIFICATES - 2 {
+        maze.extend(PKI.openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            &format!("maze{number}.key"),
+            "-subj",
+            "/O=Acme/CN=heap",
+            "-days",
+            "365",
+            "-addext",
+            "keyUsage=keyCertSign",
+        ]));
+    }
+    std::fs::write(PKI.path("maze"), maze).expect("written");
+    let signature = PKI.sign("below-heap", &["-certfile", "maze"]);
+    let began = Instant::now();
+    let reason = cms::verify(&trusting(&["root"]), Some(CONTENT), &signature, None);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(reason.map_err(|reason| reason.word()), Err("broken-chain"));
 }
 
 #[test]

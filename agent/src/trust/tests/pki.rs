@@ -108,6 +108,12 @@ const CERTIFICATES: &[Made] = &[
         ..leaf("outside-named", "p384")
     },
     Made {
+        extensions: "basicConstraints=CA:TRUE\n\
+                     nameConstraints=critical,permitted;dirName:inside\n[inside]\nO=Acme\n",
+        ..ca("directory", "p256", "root")
+    },
+    Made { issuer: "directory", ..leaf("below-directory", "p384") },
+    Made {
         extensions: "basicConstraints=CA:TRUE\n1.2.3.4=critical,DER:0500\n",
         ..ca("critical-ca", "p256", "root")
     },
@@ -131,6 +137,14 @@ const CERTIFICATES: &[Made] = &[
     Made { subject: "root", ..ca("false-root", "p384", "false-root") },
     Made { subject: "inter", ..ca("false-inter", "p256", "false-root") },
     Made { issuer: "false-inter", ..leaf("false-leaf", "rsa2048") },
+    // A CA that nobody knows, and one of its name that the real root seems to have signed.
+    ca("heap", "p256", "heap"),
+    Made {
+        subject: "heap",
+        window: ("20380101000000Z", "20390101000000Z"),
+        ..ca("heap-by-root", "p384", "false-root")
+    },
+    Made { issuer: "heap", ..leaf("below-heap", "rsa2048") },
 ];
 
 /// The directory with everything.
