@@ -12,8 +12,8 @@ use portcullis_common::{Gate, Kinds};
 use crate::{
     judge::{Hook, judge},
     kernel_intake::kind_of_file,
-    layout::bprm_file,
-    mapping::judge_mapping,
+    layout::{File, bprm_file},
+    mapping::{is_of_no_concern, judge_mapping},
 };
 
 /// `int bprm_check_security(struct linux_binprm *bprm)`, as [`crate::exec::gate_exec`].
@@ -28,8 +28,15 @@ pub fn gate_exec_appraised(ctx: LsmContext) -> i32 {
 /// flags)`, as [`crate::mapping::gate_mapping`].
 #[lsm(hook = "mmap_file")]
 pub fn gate_mapping_appraised(ctx: LsmContext) -> i32 {
+    let (prot, flags) = (ctx.arg(2), ctx.arg(3));
+    if is_of_no_concern(prot, flags) { 0 } else { judge_appraised(ctx.arg(0), prot, flags) }
+}
+
+/// As [`crate::mapping::judge_hashed`].
+#[inline(never)]
+fn judge_appraised(file: *const File, prot: u64, flags: u64) -> i32 {
     let hook = Hook { gate: Gate::Mapping, sleeps: false, hashes: false };
-    judge_mapping(hook, ctx.arg(0), ctx.arg(2), ctx.arg(3))
+    judge_mapping(hook, file, prot, flags)
 }
 
 /// `int kernel_read_file(struct file *file, enum kernel_read_file_id id, bool contents)`, as

@@ -12,8 +12,8 @@ use crate::{
     instructions,
     judge::{Hook, count_outcome, outcome},
     layout::{
-        FILE_TYPE, FMODE_WRITE, File, Inode, dentry_inode, file_inode, file_mode, inode_mode,
-        inode_special_device, path_dentry,
+        FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Inode, dentry_inode, file_inode, file_mode,
+        inode_mode, inode_special_device, path_dentry,
     },
     maps::{VERDICTS, active, is_mounted_device},
     overlay,
@@ -29,13 +29,25 @@ const BLOCK_DEVICE: u16 = 0o060_000;
 pub fn invalidate_file_open(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
+    let mode = unsafe { file_mode(file) };
+    if mode & (FMODE_WRITE | FMODE_NOACCOUNT) == 0 { 0 } else { opened(file, mode) }
+}
+
+/// A function of its own, so that opens for reading do not pay for saving the registers that it
+/// needs.
+#[inline(never)]
+fn opened(file: *const File, mode: u32) -> i32 {
+    // SAFETY: the only caller passes the hook's argument, a `struct file *`.
     unsafe {
-        let writes = file_mode(file) & FMODE_WRITE != 0;
-        overlay::note_open(file, writes);
-        if !writes {
+        let inode = file_inode(file);
+        if mode & FMODE_NOACCOUNT != 0 {
+            overlay::note_layer(inode);
+        } else {
+            overlay::note_write(inode);
+        }
+        if mode & FMODE_WRITE == 0 {
             return 0;
         }
-        let inode = file_inode(file);
         forget(inode);
         if inode_mode(inode) & FILE_TYPE == BLOCK_DEVICE { judge_device(file, inode) } else { 0 }
     }

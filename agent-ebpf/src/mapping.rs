@@ -25,16 +25,27 @@ const HOOK: Hook = Hook { gate: Gate::Mapping, sleeps: true, hashes: true };
 /// with `READ_IMPLIES_EXEC` it has `PROT_EXEC` although the caller asked for reading only.
 #[lsm(hook = "mmap_file", sleepable)]
 pub fn gate_mapping(ctx: LsmContext) -> i32 {
-    judge_mapping(HOOK, ctx.arg(0), ctx.arg(2), ctx.arg(3))
+    let (prot, flags) = (ctx.arg(2), ctx.arg(3));
+    if is_of_no_concern(prot, flags) { 0 } else { judge_hashed(ctx.arg(0), prot, flags) }
 }
 
-/// What a mapping means, whether or not the hook sleeps.
+/// A function of its own, so that mappings of no concern, which are most, do not pay for saving the
+/// registers that it needs.
+#[inline(never)]
+fn judge_hashed(file: *const File, prot: u64, flags: u64) -> i32 {
+    judge_mapping(HOOK, file, prot, flags)
+}
+
+/// Whether a mapping is neither code nor a way to change a file.
+#[inline(always)]
+pub fn is_of_no_concern(prot: u64, flags: u64) -> bool {
+    prot & PROT_EXEC == 0 && flags & MAP_SHARED == 0
+}
+
+/// What any other mapping means, whether or not the hook sleeps.
 #[inline(always)]
 pub fn judge_mapping(hook: Hook, file: *const File, prot: u64, flags: u64) -> i32 {
     let is_code = prot & PROT_EXEC != 0;
-    if !is_code && flags & MAP_SHARED == 0 {
-        return 0;
-    }
     if is_null(file) {
         return if is_code { judge_memory(Reason::AnonymousMemory) } else { 0 };
     }

@@ -63,7 +63,8 @@ pub static NO_ARGUMENTS: Array<Arguments, 1> = Array::new();
 #[btf_map]
 pub static LAYERED: InodeStorage<u64> = InodeStorage::new();
 
-/// How many times a file with [`LAYERED`] was opened for writing by others than an overlay.
+/// 0 before there is a file with [`LAYERED`]; raised by the first, and each time that such a file is
+/// opened for writing by others than an overlay.
 #[btf_map]
 pub static OVERLAY_WRITES: Array<u64, 1> = Array::new();
 

@@ -33,10 +33,12 @@ const HOOK: Hook = Hook { gate: Gate::Memory, sleeps: false, hashes: false };
 #[lsm(hook = "file_mprotect")]
 pub fn gate_memory(ctx: LsmContext) -> i32 {
     let prot: u64 = ctx.arg(2);
-    if prot & PROT_EXEC == 0 {
-        return 0;
-    }
-    let vma: *const Vma = ctx.arg(0);
+    if prot & PROT_EXEC == 0 { 0 } else { becomes_code(ctx.arg(0), prot) }
+}
+
+/// A function of its own, so that other calls do not pay for saving the registers that it needs.
+#[inline(never)]
+fn becomes_code(vma: *const Vma, prot: u64) -> i32 {
     // SAFETY: the hook's first argument is a `struct vm_area_struct *`.
     let (file, flags, own_pages) = unsafe { (vma_file(vma), vma_flags(vma), vma_own_pages(vma)) };
     let is_code = flags & VM_EXEC != 0;

@@ -4,7 +4,7 @@
 //! Opening a merged file calls `file_open` a second time, for the layer's file and with
 //! `FMODE_NOACCOUNT` (seen on 5.10, 6.1, 6.12 and 7.2). That inode is marked. A write-open of a
 //! marked inode other than through an overlay advances one number, which verdicts on merged files
-//! carry. Who was already writing then, and whether the descriptor still shows the layer that the
+//! carry; it is 0 until the first mark. Who was already writing then, and whether the descriptor still shows the layer that the
 //! file is in, is read from the overlay's own structures. They are a module's, so that the verifier
 //! knows no types for them: `bpf_probe_read_kernel` is used, which the strictest lockdown refuses.
 
@@ -15,10 +15,7 @@ use portcullis_common::{OverlayLayout, Reason};
 use crate::{
     appraisal::is_regular,
     instructions,
-    layout::{
-        DENTRY_D_INODE, FILE_F_INODE, FMODE_NOACCOUNT, File, INODE_I_WRITECOUNT, Inode, file_inode,
-        file_mode, file_private_data,
-    },
+    layout::{DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data},
     maps::{LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem},
 };
 
@@ -29,42 +26,45 @@ pub const MAGIC: u64 = 0x794c_7630;
 #[unsafe(no_mangle)]
 pub static MAY_READ_KERNEL: Global<u32> = Global::new(0);
 
-/// Notes that a file is used as a layer of an overlay, or that one that is was opened for writing.
+/// Notes that a file is used as a layer's: an overlay filesystem is opening it.
 ///
 /// # Safety
-/// `file` is the hook's own pointer.
+/// `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-pub unsafe fn note_open(file: *const File, writes: bool) {
+pub unsafe fn note_layer(inode: *mut Inode) {
     // SAFETY: by the contract.
     unsafe {
-        let through_overlay = file_mode(file) & FMODE_NOACCOUNT != 0;
-        if !through_overlay && !writes {
-            return;
-        }
-        let inode = file_inode(file);
         if !is_regular(inode) {
             return;
         }
-        if through_overlay {
-            // Without memory for the mark, a write behind the merged file would not be noticed, so
-            // it counts as one.
-            if LAYERED.get_or_insert_ptr_mut(inode, None).is_null() {
-                count_write();
-            }
-        } else {
-            note_write(inode);
+        // From now on marks are looked for.
+        if writes() == 0 {
+            count_write();
+        }
+        // Without memory for the mark, a write behind the merged file would not be noticed, so it
+        // counts as one.
+        if LAYERED.get_or_insert_ptr_mut(inode, None).is_null() {
+            count_write();
         }
     }
 }
 
 /// Notes that the content of a file may change.
 ///
+/// The mark is not looked for before there is one: every open for writing comes here, and most
+/// machines have no overlay. No write is missed by that. Whoever opens a merged file comes through
+/// [`note_layer`] before it has the descriptor that a verdict needs, and leaves with both the mark
+/// set and the number raised, whoever else is doing the same. Whoever opens the layer's file for
+/// writing has raised its `i_writecount` before it comes here. So if it finds 0, the gate, which
+/// reads that count before it hashes, sees it as a writer, or it has closed the file by then, and
+/// what it wrote is hashed.
+///
 /// # Safety
 /// `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
 pub unsafe fn note_write(inode: *mut Inode) {
     // SAFETY: by the contract.
-    if !unsafe { LAYERED.get_ptr_mut(inode) }.is_null() {
+    if writes() != 0 && !unsafe { LAYERED.get_ptr_mut(inode) }.is_null() {
         count_write();
     }
 }

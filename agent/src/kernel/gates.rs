@@ -40,8 +40,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"
 const NO_PREALLOC: u32 = 1;
 
 /// The maps that each agent takes over from the one before: which files were mapped for writing,
-/// and which are layers of an overlay. Neither could be found out anew.
-const INHERITED: [&str; 2] = ["WAS_MAPPED", "LAYERED"];
+/// which are layers of an overlay, and the number of writes to those. Neither could be found out
+/// anew.
+const INHERITED: [&str; 3] = ["WAS_MAPPED", "LAYERED", OVERLAY_WRITES];
+
+/// The number of writes behind overlay filesystems, which is 0 as long as there are no layers.
+const OVERLAY_WRITES: &str = "OVERLAY_WRITES";
 
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +123,14 @@ impl Gates {
             }
         }
         let mut ebpf = loader.load(&calls::with_fsverity(OBJECT, layout.fsverity_call))?;
+        let is_inherited =
+            |name| inherited.iter().any(|(one, path)| *one == name && path.is_some());
+        // A predecessor that broke off while it pinned may have left marks without their number;
+        // at 0 nobody would look for them.
+        if is_inherited("LAYERED") && !is_inherited(OVERLAY_WRITES) {
+            let map = ebpf.map_mut(OVERLAY_WRITES).ok_or(GatesError::Missing(OVERLAY_WRITES))?;
+            Array::<_, u64>::try_from(map)?.set(0, 1, 0)?;
+        }
         let btf = Btf::from_sys_fs()?;
         let hooks = hooks_for(layout, settings);
         for hook in &hooks {
@@ -140,8 +152,8 @@ impl Gates {
         let Some(Map::InodeStorage(verdicts)) = ebpf.map("VERDICTS") else {
             return Err(GatesError::Missing("VERDICTS"));
         };
-        let Some(Map::Array(overlay_writes)) = ebpf.map("OVERLAY_WRITES") else {
-            return Err(GatesError::Missing("OVERLAY_WRITES"));
+        let Some(Map::Array(overlay_writes)) = ebpf.map(OVERLAY_WRITES) else {
+            return Err(GatesError::Missing(OVERLAY_WRITES));
         };
         let records = Records::of(verdicts, overlay_writes).map_err(GatesError::Records)?;
         let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "FILESYSTEMS")?;
