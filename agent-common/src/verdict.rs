@@ -85,7 +85,8 @@ wire_enum! {
         NotAppraised = 28 => "not-appraised",
         /// The layers of an overlay filesystem cannot be looked at.
         LayersUnknown = 29 => "layers-unknown",
-        /// The descriptor shows a layer of an overlay filesystem that the file has left since.
+        /// The descriptor shows a layer of an overlay filesystem that the file has left since, or
+        /// that nobody saw being opened.
         StaleLayer = 30 => "stale-layer",
         /// The file has been mapped shared and writable since its inode came into memory: the
         /// kernel may still hold pages of it for I/O, and there may be code after its end.

@@ -280,7 +280,7 @@ unsafe fn why_not_identifiable(
         } else if inode_size(inode) > MAX_HASHED_BYTES.load() {
             Some(Reason::TooLarge)
         } else if inode_filesystem(inode) == overlay::MAGIC {
-            overlay::check_layers(file, inode, generation).err()
+            overlay::check_layers_first(file, inode, generation).err()
         } else if inode_device(inode) == MEMFD_DEVICE.load() && !sealed_against_writing(file) {
             Some(Reason::Unsealed)
         } else {

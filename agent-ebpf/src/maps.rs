@@ -63,6 +63,11 @@ pub static NO_ARGUMENTS: Array<Arguments, 1> = Array::new();
 #[btf_map]
 pub static LAYERED: InodeStorage<u64> = InodeStorage::new();
 
+/// Addresses of the inodes that got [`LAYERED`] last. A verdict is made soon after its file was
+/// opened, so that there need not be room for all.
+#[btf_map]
+static OPENED_LAYERS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
+
 /// 0 before there is a file with [`LAYERED`]; raised by the first, and each time that such a file is
 /// opened for writing by others than an overlay.
 #[btf_map]
@@ -151,6 +156,21 @@ pub fn is_trusted_filesystem(magic: u64, generation: u64) -> bool {
 fn filesystem(magic: u64) -> Option<u64> {
     // SAFETY: points to a map value.
     FILESYSTEMS.get_ptr(&magic).map(|known| unsafe { known.read_volatile() })
+}
+
+/// Remembers that an inode has [`LAYERED`].
+#[inline(always)]
+pub fn remember_layer(address: u64) {
+    if !was_opened_as_layer(address) {
+        // Without memory for it, the file is refused.
+        let _ = OPENED_LAYERS.insert(&address, &1, 0);
+    }
+}
+
+/// Whether the inode at this address got [`LAYERED`], if that was not too long ago.
+#[inline(always)]
+pub fn was_opened_as_layer(address: u64) -> bool {
+    OPENED_LAYERS.get_ptr(&address).is_some()
 }
 
 /// Remembers a program that may make memory executable, as it is being started.

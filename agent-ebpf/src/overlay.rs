@@ -16,7 +16,10 @@ use crate::{
     appraisal::is_regular,
     instructions,
     layout::{DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data},
-    maps::{LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem},
+    maps::{
+        LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem, remember_layer,
+        was_opened_as_layer,
+    },
 };
 
 /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
@@ -45,6 +48,10 @@ pub unsafe fn note_layer(inode: *mut Inode) {
         // counts as one.
         if LAYERED.get_or_insert_ptr_mut(inode, None).is_null() {
             count_write();
+        } else if MAY_READ_KERNEL.load() != 0
+            && let Ok(address) = address_of(inode)
+        {
+            remember_layer(address);
         }
     }
 }
@@ -99,13 +106,47 @@ pub unsafe fn check_layers(
     generation: u64,
 ) -> Result<(), Reason> {
     // SAFETY: by the contract.
-    match unsafe { look_at_layers(file, inode) } {
+    or_trusted(unsafe { look_at_layers(file, inode) }.map(drop), generation)
+}
+
+/// The same before there is a verdict: the layer's file must have been seen being opened, or it has
+/// no mark, and a write behind the merged file would go unnoticed.
+///
+/// Addresses of inodes are enough to tell. One that was opened before there were gates, and is open
+/// still, has kept its address, so that nobody else can have left it among those that were seen.
+///
+/// # Errors
+/// Why not.
+///
+/// # Safety
+/// As for [`look_at_layers`].
+#[inline(always)]
+pub unsafe fn check_layers_first(
+    file: *const File,
+    inode: *const Inode,
+    generation: u64,
+) -> Result<(), Reason> {
+    // SAFETY: by the contract.
+    let looked = unsafe { look_at_layers(file, inode) };
+    let seen =
+        looked.and_then(
+            |shown| {
+                if was_opened_as_layer(shown) { Ok(()) } else { Err(Reason::StaleLayer) }
+            },
+        );
+    or_trusted(seen, generation)
+}
+
+#[inline(always)]
+fn or_trusted(looked: Result<(), Reason>, generation: u64) -> Result<(), Reason> {
+    match looked {
         Err(Reason::LayersUnknown) if is_trusted_filesystem(MAGIC, generation) => Ok(()),
         looked => looked,
     }
 }
 
-/// Whether what the descriptor shows is the file's content, and nobody is writing to it.
+/// The address of the layer's inode, if what the descriptor shows is the file's content, and nobody
+/// is writing to it.
 ///
 /// # Errors
 /// Why not.
@@ -114,7 +155,7 @@ pub unsafe fn check_layers(
 /// `file` is a kernel pointer that the verifier tracks, of an overlay filesystem, and `inode` its
 /// inode.
 #[inline(always)]
-unsafe fn look_at_layers(file: *const File, inode: *const Inode) -> Result<(), Reason> {
+unsafe fn look_at_layers(file: *const File, inode: *const Inode) -> Result<u64, Reason> {
     if MAY_READ_KERNEL.load() == 0 {
         return Err(Reason::LayersUnknown);
     }
@@ -138,12 +179,12 @@ unsafe fn look_at_layers(file: *const File, inode: *const Inode) -> Result<(), R
     let upper: u64 = read_at(overlay_inode.wrapping_add(u64::from(layout.upper_dentry)))?;
     // In a lower layer still, of which a merged file has one for ever.
     if upper == 0 {
-        return Ok(());
+        return Ok(shown);
     }
     let current: u64 = read_member(upper, &DENTRY_D_INODE)?;
     // Else the file was copied up after it was opened: reading shows the copy, and mapping the
     // layer that it was in.
-    if current == shown { Ok(()) } else { Err(Reason::StaleLayer) }
+    if current == shown { Ok(shown) } else { Err(Reason::StaleLayer) }
 }
 
 /// The address of a kernel pointer as a number, which the verifier does not give away, but reads

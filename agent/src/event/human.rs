@@ -127,7 +127,9 @@ pub fn why(decision: &Decision) -> String {
         "unknown-use" => "the kernel reads it for a purpose that this version does not know".into(),
         "not-appraised" => "the file was not judged before, and cannot be judged here".into(),
         "layers-unknown" => "the layers of its overlay filesystem cannot be looked at".into(),
-        "stale-layer" => "the descriptor shows a layer that the file has left since".into(),
+        "stale-layer" => {
+            "the descriptor shows a layer that the file has left, or is older than the gates".into()
+        }
         other => other.to_owned(),
     }
 }

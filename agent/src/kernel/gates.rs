@@ -26,8 +26,9 @@ use crate::{
         filesystems,
         gates_error::brief,
         hooks::{EARLY_INTERPRETER_GATE, Hook, hooks_for},
+        inherited::{self, Inherited},
         layout::{Hashing, Layout},
-        pins::{self, Pins},
+        pins::Pins,
         records::Records,
     },
     policy::Policy,
@@ -38,14 +39,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"
 
 /// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory for elements that are there only.
 const NO_PREALLOC: u32 = 1;
-
-/// The maps that each agent takes over from the one before: which files were mapped for writing,
-/// which are layers of an overlay, and the number of writes to those. Neither could be found out
-/// anew.
-const INHERITED: [&str; 3] = ["WAS_MAPPED", "LAYERED", OVERLAY_WRITES];
-
-/// The number of writes behind overlay filesystems, which is 0 as long as there are no layers.
-const OVERLAY_WRITES: &str = "OVERLAY_WRITES";
 
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -116,21 +109,12 @@ impl Gates {
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
-        let inherited = INHERITED.map(|name| (name, pins::inherited(name)));
-        for (name, path) in &inherited {
-            if let Some(path) = path {
-                loader.map_pin_path(name, path.as_path());
-            }
+        let inherited = Inherited::find();
+        for (name, path) in inherited.maps() {
+            loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(&calls::with_fsverity(OBJECT, layout.fsverity_call))?;
-        let is_inherited =
-            |name| inherited.iter().any(|(one, path)| *one == name && path.is_some());
-        // A predecessor that broke off while it pinned may have left marks without their number;
-        // at 0 nobody would look for them.
-        if is_inherited("LAYERED") && !is_inherited(OVERLAY_WRITES) {
-            let map = ebpf.map_mut(OVERLAY_WRITES).ok_or(GatesError::Missing(OVERLAY_WRITES))?;
-            Array::<_, u64>::try_from(map)?.set(0, 1, 0)?;
-        }
+        inherited.complete(&mut ebpf)?;
         let btf = Btf::from_sys_fs()?;
         let hooks = hooks_for(layout, settings);
         for hook in &hooks {
@@ -152,8 +136,8 @@ impl Gates {
         let Some(Map::InodeStorage(verdicts)) = ebpf.map("VERDICTS") else {
             return Err(GatesError::Missing("VERDICTS"));
         };
-        let Some(Map::Array(overlay_writes)) = ebpf.map(OVERLAY_WRITES) else {
-            return Err(GatesError::Missing(OVERLAY_WRITES));
+        let Some(Map::Array(overlay_writes)) = ebpf.map(inherited::OVERLAY_WRITES) else {
+            return Err(GatesError::Missing(inherited::OVERLAY_WRITES));
         };
         let records = Records::of(verdicts, overlay_writes).map_err(GatesError::Records)?;
         let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "FILESYSTEMS")?;
@@ -324,7 +308,7 @@ impl Gates {
         if let Some(devices) = &mut self.devices {
             devices.pin(pins)?;
         }
-        for name in INHERITED {
+        for name in inherited::MAPS {
             let path = pins.of(name);
             let map = self.ebpf.map(name).ok_or(GatesError::Missing(name))?;
             map.pin(&path).map_err(|error| GatesError::Pin { path, why: brief(&error) })?;

@@ -12,6 +12,7 @@ pub mod filesystems;
 pub mod gates;
 mod gates_error;
 pub mod hooks;
+mod inherited;
 pub mod layout;
 pub mod mountpoints;
 pub mod mounts;

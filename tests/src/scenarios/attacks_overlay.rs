@@ -37,6 +37,15 @@ impl Overlay {
         Ok(Self { lower: at("lower"), upper: at("upper"), merged: at("merged") })
     }
 
+    /// Mounts one over a file, and returns the merged file's path.
+    fn over(lab: &Path, content: &[u8]) -> Result<(Self, PathBuf)> {
+        let overlay = Self::mount(lab)?;
+        install(&overlay.lower.join("file"), content)?;
+        overlay.merge()?;
+        let file = overlay.merged.join("file");
+        Ok((overlay, file))
+    }
+
     /// Mounts it; what the layers hold by then is merged.
     fn merge(&self) -> Result<()> {
         let options = format!(
@@ -68,21 +77,13 @@ pub fn behind() -> Result<()> {
     list(&policy, &sample, &["executable", "library"])?;
     super::modprobe("overlay")?;
 
-    let over = |content: &[u8]| -> Result<(Overlay, PathBuf)> {
-        let overlay = Overlay::mount(lab)?;
-        install(&overlay.lower.join("file"), content)?;
-        overlay.merge()?;
-        let file = overlay.merged.join("file");
-        Ok((overlay, file))
-    };
+    let over = |content: &[u8]| Overlay::over(lab, content);
     let runs = |file: &Path| -> Result<()> {
         let status = Command::new(file).status().context("the listed program")?;
         ensure!(status.code() == Some(i32::from(attack::GOOD)), "the listed program: {status}");
         Ok(())
     };
-    let overwrite = |file: &Path| -> Result<()> {
-        Ok(OpenOptions::new().write(true).open(file)?.write_all_at(&evil, 0)?)
-    };
+    let overwrite = |file: &Path| overwrite(file, &evil);
 
     let lower = || {
         let (overlay, file) = over(&good)?;
@@ -177,6 +178,50 @@ pub fn behind() -> Result<()> {
         ],
     )?;
     right_otherwise(lab, &policy, &good)
+}
+
+fn overwrite(file: &Path, content: &[u8]) -> Result<()> {
+    Ok(OpenOptions::new().write(true).open(file)?.write_all_at(content, 0)?)
+}
+
+/// A07: a descriptor that is older than the agent, so that the agent did not see its layer being
+/// opened. The agent before it did, and the new one notices a write to it, or nobody did, and the
+/// descriptor is refused.
+pub fn kept_descriptor() -> Result<()> {
+    let lab = fresh("/data/overlay")?;
+    let (good, evil) = (good("kept")?, evil("kept")?);
+    let sample = lab.join("sample");
+    install(&sample, &good)?;
+    let policy = base_policy(&[])?;
+    list(&policy, &sample, &["executable", "library"])?;
+    super::modprobe("overlay")?;
+    let start = || Agent::start(&policy, "enforce", &["--skip-preflight"]);
+    for is_seen in [true, false] {
+        let before = if is_seen { Some(start()?) } else { None };
+        let (overlay, file) = Overlay::over(lab, &good)?;
+        let kept = File::open(&file)?;
+        let code = || attack::map(&kept, ProtFlags::READ | ProtFlags::EXEC);
+        if let Some(before) = before {
+            before.signal(rustix::process::Signal::KILL)?;
+        }
+        let agent = start()?;
+        let expected = if is_seen { Attempt::Ran } else { Attempt::Refused };
+        ensure!(
+            code()? == expected,
+            "listed content, of a layer seen ({is_seen}): not {expected:?}"
+        );
+        if !is_seen {
+            ensure!(map_as_code(&file)? == Attempt::Ran, "listed content was refused");
+        }
+        overwrite(&overlay.lower.join("file"), &evil)?;
+        ensure!(
+            code()? == Attempt::Refused,
+            "what was written behind a descriptor runs; an agent saw it being opened: {is_seen}"
+        );
+        agent.stop()?;
+        ensure!(code()? == Attempt::Ran, "it does not even work without gates");
+    }
+    Ok(())
 }
 
 /// What is listed runs through the merged view, wherever it lies and whatever happens to others.

@@ -107,6 +107,7 @@ pub const ALL: &[Scenario] = &[
     usual("kernel-modules", attacks_kernel::modules),
     usual("kernel-intake", attacks_kernel::others),
     usual("overlay", attacks_overlay::behind),
+    usual("overlay-kept-descriptor", attacks_overlay::kept_descriptor),
     usual("mounted-devices", attacks_device::mounted),
     usual("events-flood", events_stream::flood),
     usual("events-schema", events_stream::schema),
