@@ -30,7 +30,7 @@ pub use certificate::{Certificate, CertificateInfo};
 use jiff::Timestamp;
 pub use key::PublicKey;
 pub use rejected::Rejected;
-pub use signer::{Anchor, Requirements, Signer, Slot};
+pub use signer::{Anchor, AnchorError, Requirements, Signer, Slot};
 pub use verified::{Verified, Warning};
 
 /// The signers of a policy, and what it takes back.

@@ -4,6 +4,7 @@ use const_oid::ObjectIdentifier;
 use jiff::Timestamp;
 use portcullis_common::Kinds;
 use serde::Serialize;
+use thiserror::Error;
 
 use super::{
     Rejected,
@@ -11,7 +12,7 @@ use super::{
     certificate::{
         CODE_SIGNING, COMMON_NAME, Certificate, CertificateError, ORGANIZATION, ORGANIZATIONAL_UNIT,
     },
-    key::PublicKey,
+    key::{KeyError, PublicKey},
 };
 
 /// Whose key it is. The two are kept apart: a maker cannot act as the operator.
@@ -33,7 +34,55 @@ pub enum Anchor {
     Certificate(Box<Certificate>),
 }
 
+/// Why a file is no anchor.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum AnchorError {
+    /// As a public key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// As a certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// As neither.
+    #[error("neither a public key nor a certificate")]
+    Neither,
+}
+
+impl AnchorError {
+    /// What to do about it.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Key(error) => error.help(),
+            Self::Certificate(error) => error.help(),
+            Self::Neither => Some(
+                "give what `openssl pkey -pubout` or `openssl x509` writes, in PEM or DER".into(),
+            ),
+        }
+    }
+}
+
 impl Anchor {
+    /// Reads a public key or one certificate, in PEM or DER.
+    ///
+    /// # Errors
+    /// If it is neither, or its key is not accepted.
+    pub fn read(bytes: &[u8]) -> Result<Self, AnchorError> {
+        let pem = bytes.trim_ascii_start();
+        if pem.starts_with(b"-----BEGIN CERTIFICATE-----") {
+            return Ok(Self::certificate(Certificate::read(bytes)?)?);
+        }
+        if pem.starts_with(b"-----BEGIN ") {
+            return Ok(Self::Key(PublicKey::read(bytes)?));
+        }
+        match (PublicKey::read(bytes), Certificate::read(bytes)) {
+            (Ok(key), _) => Ok(Self::Key(key)),
+            (_, Ok(certificate)) => Ok(Self::certificate(certificate)?),
+            (Err(KeyError::Malformed(_)), Err(_)) => Err(AnchorError::Neither),
+            (Err(error), Err(_)) => Err(error.into()),
+        }
+    }
+
     /// Takes a certificate as an anchor.
     ///
     /// # Errors
@@ -54,7 +103,7 @@ impl Anchor {
 }
 
 /// What the certificate at the end of a chain must say. A listed key or certificate that signs by
-/// itself is exactly known, so that only [`purpose`](Self::purpose) is asked of it.
+/// itself is exactly known, so that only its purpose is asked of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirements {
     /// A value of `O` in its subject, exactly.

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::pki::{PKI, signer, trusting};
 use crate::trust::{
-    Anchor, Certificate, HashAlgorithm, PublicKey,
+    Anchor, AnchorError, Certificate, HashAlgorithm, PublicKey,
     certificate::CertificateError,
     key::{KeyError, KeyKind, VerifyError, generate_ed25519},
 };
@@ -124,6 +124,31 @@ fn certificates_that_are_none() {
     let weak = Anchor::certificate(PKI.certificate("weak")).expect_err("weak");
     assert!(weak.to_string().contains("CN=Release"), "{weak}");
     assert!(weak.to_string().contains("1024"), "{weak}");
+}
+
+#[test]
+fn anchors_are_keys_or_certificates() {
+    let der = PKI.openssl(&["pkey", "-in", "p256.key", "-pubout", "-outform", "DER"]);
+    for bytes in [PKI.read("p256.pub"), der] {
+        let anchor = Anchor::read(&bytes).expect("a key");
+        assert!(matches!(&anchor, Anchor::Key(key) if *key == PKI.key("p256")));
+    }
+    for bytes in [PKI.read("leaf.crt"), PKI.certificate("leaf").der().to_vec()] {
+        let anchor = Anchor::read(&bytes).expect("a certificate");
+        assert!(matches!(&anchor, Anchor::Certificate(_)));
+        assert_eq!(anchor.key(), Some(&PKI.key("p256")));
+    }
+    let refused = |bytes: &[u8]| {
+        let error = Anchor::read(bytes).expect_err("refused");
+        assert!(error.help().is_some(), "{error}");
+        error
+    };
+    assert!(matches!(refused(PKI.certificate("weak").der()), AnchorError::Certificate(_)));
+    let weak = ["pkey", "-in", "rsa1024.key", "-pubout", "-outform", "DER"];
+    assert!(matches!(refused(&PKI.openssl(&weak)), AnchorError::Key(KeyError::Weak(_))));
+    assert_eq!(refused(&PKI.read("p256.key")), AnchorError::Key(KeyError::Private));
+    assert_eq!(refused(b"sha256:00"), AnchorError::Neither);
+    assert_eq!(refused(b""), AnchorError::Neither);
 }
 
 #[test]
