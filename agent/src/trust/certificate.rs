@@ -312,6 +312,16 @@ impl Certificate {
         named.copied().or_else(|| self.key.as_ref().ok().map(PublicKey::ima_key_id))
     }
 
+    /// Whether this key signed the certificate.
+    pub(super) fn is_signed_by(&self, key: &PublicKey) -> bool {
+        let hash = super::HashAlgorithm::Sha256;
+        let scheme = super::Scheme::from_identifier(&self.signature_algorithm, hash);
+        let (Ok(scheme), Some((body, signature))) = (scheme, twin::signed(&self.der)) else {
+            return false;
+        };
+        key.verify(&body, scheme, &signature).is_ok()
+    }
+
     /// Why the signature on this certificate cannot be verified here, if that is so.
     pub(super) fn signature_problem(&self) -> Option<AlgorithmError> {
         let hash = super::HashAlgorithm::Sha256;

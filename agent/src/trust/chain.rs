@@ -67,6 +67,12 @@ pub(super) fn build<'a>(
             }
         }
     }
+    let (between, false_one) = vouched_for(between, anchor);
+    let problem = problem.or_else(|| {
+        let detail =
+            format!("the signature on the certificate of {} is not right", false_one?.subject());
+        Some(broken(leaf, anchor, &detail))
+    });
     validate(leaf, &between, wanted).map_err(|error| match (error, problem) {
         (Error::UnknownIssuer, Some(problem)) => problem,
         (error, _) => reason(&error, leaf, &between, anchor),
@@ -95,6 +101,37 @@ fn connected<'a>(
         }
     }
     found
+}
+
+/// Those that the anchor vouches for, through others or not; and one, if there is any, that only
+/// says so. The library tries every path by names before it looks at signatures, of which somebody
+/// could make up more than there is time for.
+fn vouched_for<'a>(
+    mut certificates: Vec<&'a Certificate>,
+    anchor: &'a Certificate,
+) -> (Vec<&'a Certificate>, Option<&'a Certificate>) {
+    let mut found = Vec::new();
+    let mut false_one = None;
+    let mut issuers = vec![anchor];
+    while let Some(issuer) = issuers.pop() {
+        let Ok(key) = issuer.raw_key() else { continue };
+        let mut rest = Vec::new();
+        for certificate in certificates {
+            if certificate.issuer_der() != issuer.subject_der() {
+                rest.push(certificate);
+            } else if certificate.is_signed_by(key) {
+                found.push(certificate);
+                issuers.push(certificate);
+            } else {
+                false_one.get_or_insert(certificate);
+                rest.push(certificate);
+            }
+        }
+        certificates = rest;
+    }
+    // It may have been another issuer's of the same name.
+    let is_false = |one: &&Certificate| certificates.iter().any(|other| std::ptr::eq(*one, *other));
+    (found, false_one.filter(is_false))
 }
 
 fn check_issuer(certificate: &Certificate, wanted: &Wanted<'_>) -> Result<(), Rejected> {

@@ -1,4 +1,4 @@
-//! The other form of a certificate that ECDSA signed.
+//! A certificate's signature, and the other form of one that ECDSA made.
 //!
 //! With (r, s), (r, n - s) is a signature as well, so that anybody can turn a certificate into one
 //! that says the same, is as valid, and has another fingerprint. Who revokes the one means both.
@@ -28,6 +28,12 @@ pub(super) fn fingerprints(certificate: &[u8]) -> Vec<[u8; 32]> {
         Some(Sha256::digest(other.to_der().ok()?).into())
     };
     others.into_iter().flatten().filter_map(with).collect()
+}
+
+/// What was signed in a certificate, and the signature.
+pub(super) fn signed(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let whole = Whole::from_der(certificate).ok()?;
+    Some((whole.body.to_der().ok()?, whole.signature.as_bytes()?.to_vec()))
 }
 
 fn p256_twin(signature: &[u8]) -> Option<Vec<u8>> {

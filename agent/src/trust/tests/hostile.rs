@@ -54,7 +54,7 @@ fn any_byte_changed() {
     assert!(good(&trust, &signature));
     let mut harmless = Vec::new();
     for position in 0..signature.len() {
-        for mask in [0x01, 0x80, 0xff] {
+        for mask in [0x01, 0xff] {
             let mut changed = signature.clone();
             changed[position] ^= mask;
             if good(&trust, &changed) {
