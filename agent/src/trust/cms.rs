@@ -12,6 +12,7 @@ mod signer_info;
 use std::io;
 
 use jiff::Timestamp;
+pub(super) use signer_info::looks_like_attributes;
 
 pub use parsed::{MAX_ATTACHED_BYTES, MAX_BYTES, MAX_CERTIFICATES, MAX_SIGNERS};
 use parsed::{Parsed, unwrapped};

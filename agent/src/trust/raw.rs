@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::{
     Candidate, Rejected, Scheme, Trust, Verified,
+    cms::looks_like_attributes,
     key::{KeyKind, PublicKey},
 };
 
@@ -21,6 +22,10 @@ pub fn verify(
 ) -> Result<Verified, Rejected> {
     if signature.len() != SIGNATURE_LENGTH {
         return Err(Rejected::SignatureLength(signature.len()));
+    }
+    // Else a CMS signature by the same key, taken apart, would be one over its attributes.
+    if looks_like_attributes(content) {
+        return Err(Rejected::AttributesAsContent);
     }
     let keys = trust.signers.iter().filter_map(|signer| signer.anchor.key());
     let mut keys = keys.filter(|key| key.kind() == KeyKind::Ed25519).peekable();

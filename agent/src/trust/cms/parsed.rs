@@ -56,9 +56,6 @@ impl<'a> Parsed<'a> {
             return Err(Rejected::NotCanonical);
         }
         drop(again);
-        if matches!(data.version, CmsVersion::V0 | CmsVersion::V2) {
-            return Err(Rejected::NotDer(format!("version {}", data.version as u8)));
-        }
         let inner = &data.encapsulated;
         if inner.content_type != rfc5911::ID_DATA {
             return Err(Rejected::ContentType(name_of(inner.content_type)));
@@ -72,12 +69,14 @@ impl<'a> Parsed<'a> {
         if rest > MAX_BYTES {
             return Err(Rejected::TooLarge { found: rest, limit: MAX_BYTES });
         }
-        Ok(Self {
+        let parsed = Self {
             hashes: hashes(&data)?,
             content,
             certificates: certificates(&data)?,
             signers: signers(&data)?,
-        })
+        };
+        check_version(&data, &parsed.signers)?;
+        Ok(parsed)
     }
 
     /// The content, if it is in the signature.
@@ -138,6 +137,20 @@ fn not_der(error: &der::Error) -> Rejected {
         ErrorKind::SetOrdering => Rejected::NotCanonical,
         _ => Rejected::NotDer(error.to_string()),
     }
+}
+
+/// RFC 5652, 5.1: the version follows from what is in it. Nothing else depends on it, and nobody
+/// signs it; but a signature that can be changed at all should not be taken for the same one.
+fn check_version(data: &SignedData<'_>, signers: &[SignerInfo]) -> Result<(), Rejected> {
+    let mut choices = data.certificates.iter().chain(&data.crls).flat_map(SetOfVec::iter);
+    let is_right = if choices.any(|any| any.tag() != Tag::Sequence) {
+        data.version >= CmsVersion::V3
+    } else if signers.iter().any(|signer| signer.version == CmsVersion::V3) {
+        data.version == CmsVersion::V3
+    } else {
+        data.version == CmsVersion::V1
+    };
+    if is_right { Ok(()) } else { Err(Rejected::NotDer(format!("version {}", data.version as u8))) }
 }
 
 fn hashes(data: &SignedData<'_>) -> Result<Vec<HashAlgorithm>, Rejected> {

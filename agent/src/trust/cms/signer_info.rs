@@ -146,8 +146,10 @@ fn single<'a>(
     }
 }
 
-fn looks_like_attributes(content: &[u8]) -> bool {
-    // A SET; files that anybody signs do not begin with `1` and decode as attributes.
+/// Whether content is what a signature over signed attributes is made over. No file that anybody
+/// signs is.
+pub(in crate::trust) fn looks_like_attributes(content: &[u8]) -> bool {
+    // The tag of a SET.
     content.first() == Some(&0x31)
         && SignedAttributes::from_der(content).is_ok_and(|attributes| {
             attributes.iter().any(|attribute| attribute.oid == rfc5911::ID_MESSAGE_DIGEST)

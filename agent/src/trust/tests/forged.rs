@@ -1,6 +1,6 @@
 //! Signatures that no honest tool makes, taken apart and put together again.
 
-use cms::signed_data::SignerInfo;
+use cms::{content_info::CmsVersion, signed_data::SignerInfo};
 use const_oid::{
     ObjectIdentifier,
     db::{rfc5911, rfc5912},
@@ -110,12 +110,16 @@ fn the_form_is_wrong() {
     refused(&PKI.openssl(&enveloped), "not-signed-data", "nvelopedData");
     let digested = ["cms", "-digest_create", "-binary", "-in", "content", "-outform", "DER"];
     refused(&PKI.openssl(&digested), "not-signed-data", "igestedData");
-    let version = changed(&[], |data| data.version = cms::content_info::CmsVersion::V0);
-    refused(&version, "not-der", "version");
+    for version in [CmsVersion::V0, CmsVersion::V3, CmsVersion::V4] {
+        let version = changed(&[], |data| data.version = version);
+        refused(&version, "not-der", "version");
+    }
+    let version = changed(&["-keyid"], |data| data.version = CmsVersion::V1);
+    refused(&version, "not-der", "version 1");
     let version = signer_changed(&[], |signer| {
-        signer.version = cms::content_info::CmsVersion::V3;
+        signer.version = CmsVersion::V3;
     });
-    refused(&version, "not-der", "version 3");
+    refused(&version, "not-der", "version");
 }
 
 #[test]
@@ -234,6 +238,21 @@ fn attributes_are_no_content() {
     let attached = AnyRef::new(Tag::OctetString, &content).expect("DER");
     data.encapsulated.content = Some(attached);
     refused_over(None, &whole(&data), "attributes-as-content", "another signature");
+}
+
+/// And a CMS signature by an Ed25519 key has in it a bare one.
+#[test]
+fn attributes_are_no_content_of_bare_signatures() {
+    let (key, certificate) = (PKI.private_key("ed25519"), PKI.certificate("ed25519"));
+    let place = trust::sign::Content::Detached;
+    let signature = trust::sign::cms(&key, &certificate, &[], CONTENT, place).expect("signed");
+    let signer = first(&parts(&signature));
+    let content = signer.signed_attrs.expect("there").to_der().expect("DER");
+    let bare = signer.signature.as_bytes();
+    let made_it = PKI.key("ed25519").verify(&content, trust::Scheme::Ed25519, bare);
+    made_it.expect("the attack");
+    let reason = trust::raw::verify(&trusting(&["ed25519"]), &content, bare, None);
+    assert_eq!(reason.map_err(|reason| reason.word()), Err("attributes-as-content"));
 }
 
 /// What Ed25519 signs must be at hand, and content may not be.
