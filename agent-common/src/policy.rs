@@ -78,6 +78,18 @@ impl Kinds {
         Self(self.0 | other.0)
     }
 
+    /// The kinds that are in both sets.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The kinds that are not in the other set.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether the set has no kind.
     #[must_use]
     pub const fn is_empty(self) -> bool {

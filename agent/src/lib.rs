@@ -5,6 +5,7 @@
 //! loads them, fills the allowlist from the operator's policy, and tells what they decided.
 
 pub mod artifact;
+pub mod catalog;
 pub mod cli;
 pub mod control;
 pub mod event;

@@ -161,6 +161,7 @@ impl Judge {
                         denied: rule.denied == 1,
                         file: policy.sources[usize::from(rule.source)].display().to_string(),
                         line: rule.line,
+                        signed: policy.signed.get(&rule.source).cloned().unwrap_or_default(),
                     }),
                 })
             }
@@ -334,6 +335,7 @@ mod tests {
             denied,
             file: "p.toml".into(),
             line: 3,
+            signed: Vec::new(),
         };
         let rule = (!kinds.is_empty() || denied).then_some(rule);
         let answer = RuleAnswer { mode: "enforce".into(), policy: "p v1".into(), rule };

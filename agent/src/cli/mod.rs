@@ -1,8 +1,10 @@
 //! The command line: one file for each verb.
 
+mod catalog;
 mod doctor;
 mod events;
 mod explain;
+mod key;
 mod mode;
 mod output;
 mod policy;
@@ -39,6 +41,12 @@ enum Verb {
     /// Make and inspect policies; works on any machine, without privilege
     #[command(subcommand)]
     Policy(policy::Verb),
+    /// Make, sign and look at catalogs: signed lists of what may run
+    #[command(subcommand)]
+    Catalog(catalog::Verb),
+    /// Make and look at the keys that catalogs are signed with
+    #[command(subcommand)]
+    Key(key::Verb),
     /// Run the agent: put the gates up and report what they decide
     Run(run::Args),
     /// Show what holds now
@@ -98,6 +106,8 @@ pub fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Scan(args) => scan::scan(&args),
         Verb::Policy(verb) => policy::policy(&verb),
+        Verb::Catalog(verb) => catalog::catalog(&verb),
+        Verb::Key(verb) => key::key(&verb),
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::status(&args),
         Verb::Events(args) => events::events(&args),

@@ -9,6 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, OrExit, UNAVAILABLE};
+use crate::{catalog::SignedBy, event::human::Plain};
 
 /// Writes to standard output. That nobody reads any more is not an error: `portcullis … | head`
 /// ends quietly.
@@ -28,6 +29,22 @@ pub fn error(message: &str) {
 /// Writes a note to standard error, whatever becomes of it.
 pub fn note(message: &str) {
     let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// Who signed something, and how that is known, in lines that begin with `indent`.
+pub fn signed(by: &SignedBy, indent: &str) -> String {
+    let how = match (&by.algorithm[..], &by.key[..]) {
+        ("", _) | (_, "") => String::new(),
+        (algorithm, key) => format!(", {algorithm}, key {}…", &key[..key.len().min(12)]),
+    };
+    let mut text = format!("{indent}signed by {} ({}{how})\n", by.signer, by.slot);
+    for certificate in &by.chain {
+        text.push_str(&format!("{indent}  certificate of {}\n", Plain(certificate)));
+    }
+    for warning in &by.warnings {
+        text.push_str(&format!("{indent}  warning: {}\n", Plain(warning)));
+    }
+    text
 }
 
 /// A table without borders, as wide as the terminal at most; in a pipe each row is one line.

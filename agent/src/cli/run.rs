@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use portcullis_common::Mode;
 
 use super::{Failure, Outcome, output};
-use crate::run::{self, Options, backend::Choice, reappraise::Pace};
+use crate::run::{self, Options, backend::Choice, catalogs::Places, reappraise::Pace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,6 +32,12 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 3600,
           value_parser = clap::value_parser!(u32).range(1..))]
     reappraise_every: u32,
+    /// The folder of catalogs, for policies with [[signer]]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/portcullis/catalogs")]
+    catalogs: PathBuf,
+    /// Where is kept what must survive a restart
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/portcullis")]
+    state: PathBuf,
     /// Show what the kernel programs themselves log, up to this level
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "off")]
     kernel_log: LogLevel,
@@ -77,6 +83,7 @@ pub fn run(args: &Args) -> Outcome {
             rate: u64::from(args.reappraise_rate) << 20,
             every: Duration::from_secs(args.reappraise_every.into()),
         },
+        catalogs: Places { folder: args.catalogs.clone(), state: args.state.clone() },
     };
     run::run(&options, &output::progress)
         .map(|()| ExitCode::SUCCESS)

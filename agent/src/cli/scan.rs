@@ -57,14 +57,14 @@ pub fn scan(args: &Args) -> Outcome {
 fn write(path: &Path, artifacts: Vec<manifest::Found>) -> Result<(), Failure> {
     if path == Path::new("-") {
         let mut text = Vec::new();
-        manifest::write(&mut text, artifacts).or_exit(UNAVAILABLE)?;
+        manifest::write(&mut text, artifacts, None).or_exit(UNAVAILABLE)?;
         let mut out = io::stdout().lock();
         return match out.write_all(&text).and_then(|()| out.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written.or_exit(UNAVAILABLE),
         };
     }
-    let written = write_file(path, |out| manifest::write(out, artifacts));
+    let written = write_file(path, |out| manifest::write(out, artifacts, None));
     written.with_context(|| format!("cannot write {}", path.display())).or_exit(BAD_INPUT)
 }
 

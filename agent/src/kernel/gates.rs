@@ -11,7 +11,6 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use indicatif::ProgressBar;
 use portcullis_common::{
     Active, Arguments, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule,
     SLOTS,
@@ -21,6 +20,7 @@ pub use crate::kernel::gates_error::GatesError;
 use crate::{
     kernel::{
         active::ActiveWord,
+        allowlist::Allowlist,
         calls,
         devices::Devices,
         filesystems,
@@ -30,15 +30,13 @@ use crate::{
         layout::{Hashing, Layout},
         pins::Pins,
         records::Records,
+        vouched::{Vouch, Vouched},
     },
     policy::Policy,
 };
 
 /// The compiled kernel programs, as built with this binary.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"));
-
-/// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory for elements that are there only.
-const NO_PREALLOC: u32 = 1;
 
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +54,6 @@ pub struct Settings {
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
-
-type Rules = HashMap<MapData, Digest, Rule>;
 
 /// A program that is attached: until it is pinned, by our own descriptor only.
 enum Attached {
@@ -77,11 +73,12 @@ pub struct Gates {
     mounted_devices: HashMap<MapData, u32, u8>,
     overlay_layout: Array<MapData, OverlayLayout>,
     interpreters: HashMap<MapData, u32, Arguments>,
-    policies: ArrayOfMaps<MapData, Rules>,
+    policies: ArrayOfMaps<MapData, HashMap<MapData, Digest, Rule>>,
     /// The maps in the slots, and the one that was replaced last. A program that looked a map up
     /// before it was replaced may still be using it.
-    rules: [Option<Rules>; SLOTS as usize],
-    retired: Option<Rules>,
+    rules: [Option<Allowlist>; SLOTS as usize],
+    retired: Option<Allowlist>,
+    vouched: Vouched,
     hashing: Hashing,
     /// The verdicts on inodes.
     records: Records,
@@ -157,6 +154,7 @@ impl Gates {
             counters: take(&mut ebpf, "COUNTERS")?,
             rules: [None, None],
             retired: None,
+            vouched: Vouched::default(),
             attached: Vec::new(),
             devices,
             hooks,
@@ -180,28 +178,29 @@ impl Gates {
         EbpfLogger::init(&mut self.ebpf).map_err(|error| GatesError::Log(error.to_string()))
     }
 
-    /// Puts a policy in force. The rules are complete in the kernel before the switch, which is a
+    /// Puts a policy in force with its rules, which are complete in the kernel. The switch is a
     /// single store; if anything fails, what was in force stays.
     ///
-    /// `progress` counts digests.
-    ///
     /// # Errors
-    /// If the kernel has no memory for the rules.
+    /// If a map cannot be written.
     pub fn switch(
         &mut self,
         policy: &Policy,
+        rules: Allowlist,
         mode: Mode,
-        progress: &ProgressBar,
+    ) -> Result<Active, GatesError> {
+        let vouched = self.vouched.clone();
+        let still = |vouch: &Vouch| policy.still_vouched(vouch);
+        vouched.switch(rules, still, |rules| self.put_in_force(policy, rules, mode))
+    }
+
+    fn put_in_force(
+        &mut self,
+        policy: &Policy,
+        rules: Allowlist,
+        mode: Mode,
     ) -> Result<Active, GatesError> {
         let generation = self.active.load().generation() + 1;
-        let digests = policy.rules.len();
-        let size =
-            u32::try_from(digests.max(1)).map_err(|_| GatesError::TooManyDigests(digests))?;
-        let mut rules = Rules::create(size, NO_PREALLOC)?;
-        for (digest, rule) in &policy.rules {
-            rules.insert(digest, rule, 0)?;
-            progress.inc(1);
-        }
         let slot = Active::slot(generation);
         for filesystem in filesystems::trustable() {
             let magic = filesystem.magic;
@@ -209,10 +208,15 @@ impl Gates {
             let own = u64::from(policy.trusted_filesystems.contains(&magic)) << slot;
             self.filesystems.insert(magic, others | own, 0)?;
         }
+        let stand = !self.attached.is_empty();
         if let Some(devices) = &mut self.devices {
             devices.prepare(generation, &policy.verified_filesystems)?;
+            // What runs from a verified filesystem goes on running through the switch.
+            if stand {
+                devices.refresh(generation)?;
+            }
         }
-        self.policies.set(slot, &rules, 0)?;
+        self.policies.set(slot, rules.map(), 0)?;
         self.retired = self.rules[slot as usize].replace(rules);
         let active = Active::new(generation, mode, policy.choices);
         self.active.store(active);
@@ -372,11 +376,13 @@ impl Gates {
     pub fn rule(&self, digest: &Digest) -> Result<Option<Rule>, GatesError> {
         let slot = Active::slot(self.active.load().generation());
         let Some(rules) = &self.rules[slot as usize] else { return Ok(None) };
-        match rules.get(digest, 0) {
-            Ok(rule) => Ok(Some(rule)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(rules.get(digest)?)
+    }
+
+    /// Where files' own signatures are told.
+    #[must_use]
+    pub fn vouched(&self) -> Vouched {
+        self.vouched.clone()
     }
 
     /// Who works out digests for these gates.

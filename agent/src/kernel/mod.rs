@@ -1,6 +1,7 @@
 //! The kernel side: what the running kernel offers, and the programs that are loaded into it.
 
 pub mod active;
+pub mod allowlist;
 pub mod btf;
 mod calls;
 pub mod check;
@@ -21,3 +22,4 @@ pub mod pins;
 pub mod records;
 pub mod selftest;
 pub mod verity;
+pub mod vouched;

@@ -9,6 +9,15 @@
 //! # end: 2 entries
 //! ```
 //!
+//! A catalog is a manifest with a name and a version, which is signed; it can also take digests back:
+//!
+//! ```text
+//! # portcullis manifest 1
+//! # catalog: pump-firmware
+//! # version: 12
+//! # withdrawn: 4567…89ab  /usr/bin/pump
+//! ```
+//!
 //! `sha256sum` ignores the comments. Without the first line it is a plain list of digests, and
 //! the policy that includes it says the kinds. A name with a backslash, newline or carriage
 //! return is written as `sha256sum` does: escaped, with a backslash before the digest.
@@ -32,6 +41,9 @@ const HEADER: &str = "# portcullis manifest ";
 const FORMAT: &str = "1";
 /// What begins the lines that say what the entries after them may be used as.
 pub(super) const KINDS: &str = "# kinds:";
+const CATALOG: &str = "# catalog:";
+const VERSION: &str = "# version:";
+const WITHDRAWN: &str = "# withdrawn:";
 const END: &str = "# end:";
 
 /// How many mistakes are collected before the file is taken for something else altogether.
@@ -48,12 +60,26 @@ pub struct Entry {
     pub line: u32,
 }
 
+/// What a manifest says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// Name of the catalog, if it is one.
+    pub catalog: Option<String>,
+    /// Version of the catalog, if it is one.
+    pub version: Option<u64>,
+    /// What may be used.
+    pub entries: Vec<Entry>,
+    /// What may not be used any more: digest and line.
+    pub withdrawn: Vec<(Digest, u32)>,
+}
+
 /// Reads a manifest, or a plain list of which every entry has `kinds`.
 ///
 /// # Errors
 /// Every mistake, up to a hundred.
-pub fn parse(file: &Path, bytes: &[u8], kinds: Option<Kinds>) -> Result<Vec<Entry>, Diagnostics> {
-    let mut reader = Reader { file, kinds, is_ours: false, ended: false, entries: Vec::new() };
+pub fn parse(file: &Path, bytes: &[u8], kinds: Option<Kinds>) -> Result<Manifest, Diagnostics> {
+    let read = Manifest::default();
+    let mut reader = Reader { file, kinds, is_ours: false, ended: false, read };
     let mut found = Vec::new();
     if bytes.is_empty() {
         found.push(Diagnostic::whole_file(file, "is empty").with_help("scan again"));
@@ -67,14 +93,22 @@ pub fn parse(file: &Path, bytes: &[u8], kinds: Option<Kinds>) -> Result<Vec<Entr
         }
     }
     if found.is_empty() && reader.is_ours && !reader.ended {
-        let message = format!("ends after {} entries without an end line", reader.entries.len());
+        let message =
+            format!("ends after {} entries without an end line", reader.read.entries.len());
         found.push(
             Diagnostic::whole_file(file, message)
                 .with_help("it was cut short; scan or copy it again"),
         );
     }
+    if found.is_empty() && reader.read.catalog.is_some() != reader.read.version.is_some() {
+        let lacks = if reader.read.version.is_some() { "catalog: NAME" } else { "version: 1" };
+        found.push(
+            Diagnostic::whole_file(file, "a catalog has both a name and a version")
+                .with_help(format!("add a line `# {lacks}`")),
+        );
+    }
     Diagnostics::check(found)?;
-    Ok(reader.entries)
+    Ok(reader.read)
 }
 
 struct Reader<'a> {
@@ -82,7 +116,7 @@ struct Reader<'a> {
     kinds: Option<Kinds>,
     is_ours: bool,
     ended: bool,
-    entries: Vec<Entry>,
+    read: Manifest,
 }
 
 impl Reader<'_> {
@@ -106,22 +140,7 @@ impl Reader<'_> {
             return Err(mistake(1, "an entry after the end line".into())
                 .with_help("make one manifest for each scan and include them both"));
         }
-        let escaped = line.first() == Some(&b'\\');
-        let digits = &line[usize::from(escaped)..];
-        let (digits, rest) =
-            digits.split_at(digits.iter().position(|b| *b == b' ').unwrap_or(digits.len()));
-        let column = 1 + usize::from(escaped);
-        let text = std::str::from_utf8(digits)
-            .map_err(|_| mistake(column, "not a digest but binary data".into()))?;
-        let digest = digest::parse(text).map_err(|error| {
-            mistake(column, error.to_string())
-                .with_help("each line is what sha256sum prints: digest, two blanks, path")
-        })?;
-        // Text mode has two blanks, binary mode a blank and an asterisk.
-        if !(rest.starts_with(b"  ") || rest.starts_with(b" *")) || rest.len() < 3 {
-            return Err(mistake(column + digits.len(), "no path after the digest".into())
-                .with_help("each line is what sha256sum prints: digest, two blanks, path"));
-        }
+        let digest = digest_in(line, mistake)?;
         let Some(kinds) = self.kinds else {
             let help = if self.is_ours {
                 "a line such as `# kinds: executable` goes before the entries".to_owned()
@@ -135,7 +154,7 @@ impl Reader<'_> {
                 mistake(1, "the list does not say what kinds these are".into()).with_help(help)
             );
         };
-        self.entries.push(Entry { digest, kinds, line: number });
+        self.read.entries.push(Entry { digest, kinds, line: number });
         Ok(())
     }
 
@@ -176,11 +195,36 @@ impl Reader<'_> {
                 return Err(mistake(1, "no kind after `kinds:`".into()));
             }
             self.kinds = Some(kinds);
-        } else if let Some(count) = comment.strip_prefix(END).filter(|_| self.is_ours) {
+        } else if !self.is_ours {
+            // In a list of somebody else's, a comment is a comment.
+        } else if let Some(name) = comment.strip_prefix(CATALOG) {
+            let name = name.trim();
+            if !is_name(name) {
+                return Err(mistake(CATALOG.len() + 1, "the catalog's name is not usable".into())
+                    .with_help(format!(
+                        "use 1 to {NAME_MAX} of the characters A-Z a-z 0-9 . _ -"
+                    )));
+            }
+            if self.read.catalog.replace(name.to_owned()).is_some() {
+                return Err(mistake(1, "a second name of the catalog".into()));
+            }
+        } else if let Some(version) = comment.strip_prefix(VERSION) {
+            let number = version.trim().parse().ok().filter(|number| *number > 0);
+            let Some(number) = number else {
+                return Err(mistake(VERSION.len() + 1, "not a version".into())
+                    .with_help("it is a whole number from 1: `# version: 1`"));
+            };
+            if self.read.version.replace(number).is_some() {
+                return Err(mistake(1, "a second version".into()));
+            }
+        } else if let Some(line) = comment.strip_prefix(WITHDRAWN) {
+            let digest = digest_in(line.trim_start().as_bytes(), &mistake)?;
+            self.read.withdrawn.push((digest, number));
+        } else if let Some(count) = comment.strip_prefix(END) {
             let count = count.split_whitespace().next().unwrap_or_default();
-            if count != self.entries.len().to_string() {
-                let message =
-                    format!("{} entries, but the end line says {count}", self.entries.len());
+            let entries = self.read.entries.len();
+            if count != entries.to_string() {
+                let message = format!("{entries} entries, but the end line says {count}");
                 return Err(mistake(1, message)
                     .with_help("lines were lost or added by hand; scan or copy it again"));
             }
@@ -188,6 +232,39 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// The digest that a line of `sha256sum` begins with.
+fn digest_in(
+    line: &[u8],
+    mistake: impl Fn(usize, String) -> Diagnostic,
+) -> Result<Digest, Diagnostic> {
+    const FORM: &str = "each line is what sha256sum prints: digest, two blanks, path";
+    let escaped = line.first() == Some(&b'\\');
+    let digits = &line[usize::from(escaped)..];
+    let (digits, rest) =
+        digits.split_at(digits.iter().position(|b| *b == b' ').unwrap_or(digits.len()));
+    let column = 1 + usize::from(escaped);
+    let text = std::str::from_utf8(digits)
+        .map_err(|_| mistake(column, "not a digest but binary data".into()))?;
+    let digest =
+        digest::parse(text).map_err(|error| mistake(column, error.to_string()).with_help(FORM))?;
+    // Text mode has two blanks, binary mode a blank and an asterisk.
+    if !(rest.starts_with(b"  ") || rest.starts_with(b" *")) || rest.len() < 3 {
+        let column = column + digits.len();
+        return Err(mistake(column, "no path after the digest".into()).with_help(FORM));
+    }
+    Ok(digest)
+}
+
+/// How long a policy's or catalog's name may be, in bytes: it stands in every line of log.
+pub const NAME_MAX: usize = 64;
+
+/// Whether a policy, catalog or signer can be called so.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(allowed)
 }
 
 /// An artifact with the name under which it was found.
@@ -201,32 +278,58 @@ pub struct Found {
     pub digest: Digest,
 }
 
+/// What makes a manifest a catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    /// Its maker's name for it.
+    pub name: String,
+    /// Its maker's number for it, at least 1.
+    pub version: u64,
+    /// Digests that it takes back, each with the path that it was listed under.
+    pub withdrawn: Vec<(Digest, PathBuf)>,
+}
+
 /// Writes a manifest: sorted by kinds and path, so that the same artifacts give the same bytes.
 ///
 /// # Errors
 /// If writing fails.
-pub fn write(out: &mut impl Write, mut artifacts: Vec<Found>) -> io::Result<()> {
+pub fn write(
+    out: &mut impl Write,
+    mut artifacts: Vec<Found>,
+    catalog: Option<&Catalog>,
+) -> io::Result<()> {
     artifacts.sort();
+    artifacts.dedup();
     writeln!(out, "{HEADER}{FORMAT}")?;
+    if let Some(Catalog { name, version, withdrawn }) = catalog {
+        writeln!(out, "{CATALOG} {name}\n{VERSION} {version}")?;
+        let mut withdrawn: Vec<_> = withdrawn.iter().collect();
+        withdrawn.sort();
+        withdrawn.dedup();
+        for (digest, path) in withdrawn {
+            write!(out, "{WITHDRAWN} ")?;
+            write_line(out, digest, path)?;
+        }
+    }
     let mut kinds = Kinds::NONE;
     for artifact in &artifacts {
         if artifact.kinds != kinds {
             kinds = artifact.kinds;
             writeln!(out, "{KINDS} {}", kinds_words(kinds))?;
         }
-        write_line(out, artifact)?;
+        write_line(out, &artifact.digest, &artifact.path)?;
     }
     writeln!(out, "{END} {} entries", artifacts.len())
 }
 
-fn write_line(out: &mut impl Write, artifact: &Found) -> io::Result<()> {
+fn write_line(out: &mut impl Write, digest: &Digest, path: &Path) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
-    let name = artifact.path.as_os_str().as_bytes();
+    let name = path.as_os_str().as_bytes();
     let escaped = escape(name);
     if matches!(escaped, Cow::Owned(_)) {
         out.write_all(b"\\")?;
     }
-    write!(out, "{}  ", digest::format(&artifact.digest))?;
+    write!(out, "{}  ", digest::format(digest))?;
     out.write_all(&escaped)?;
     out.write_all(b"\n")
 }
@@ -246,6 +349,32 @@ fn escape(name: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     Cow::Owned(escaped)
+}
+
+/// The path in an entry, without the escapes that `sha256sum` writes.
+#[must_use]
+pub fn path_in(line: &[u8]) -> Option<PathBuf> {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+    let escaped = line.first() == Some(&b'\\');
+    let line = &line[usize::from(escaped)..];
+    let blank = line.iter().position(|byte| *byte == b' ')?;
+    let path = line.get(blank + 2..).filter(|_| !line.starts_with(b"#"))?;
+    if !escaped {
+        return Some(OsString::from_vec(path.to_vec()).into());
+    }
+    let mut plain = Vec::with_capacity(path.len());
+    let mut bytes = path.iter().copied();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'\\' => match bytes.next()? {
+                b'n' => b'\n',
+                b'r' => b'\r',
+                other => other,
+            },
+            byte => byte,
+        });
+    }
+    Some(OsString::from_vec(plain).into())
 }
 
 /// The kinds as words, separated by blanks.
@@ -277,8 +406,8 @@ mod tests {
             found(b"/bin/new\nline\\\xff", Kinds::EXECUTABLE, 3),
         ];
         let mut bytes = Vec::new();
-        write(&mut bytes, artifacts).expect("memory");
-        let entries = parse(Path::new("m"), &bytes, None).expect("own format");
+        write(&mut bytes, artifacts, None).expect("memory");
+        let entries = parse(Path::new("m"), &bytes, None).expect("own format").entries;
         let seen: Vec<_> =
             entries.iter().map(|entry| (entry.digest[0], entry.kinds, entry.line)).collect();
         let (executable, library) = (Kinds::EXECUTABLE, Kinds::LIBRARY);
@@ -289,10 +418,25 @@ mod tests {
     #[test]
     fn a_plain_list_needs_kinds_from_the_policy() {
         let line = format!("{}  /bin/a\n{} */bin/b\n", "a".repeat(64), "b".repeat(64));
-        let entries =
-            parse(Path::new("m"), line.as_bytes(), Some(Kinds::EXECUTABLE)).expect("plain");
-        assert_eq!(entries.len(), 2);
+        let read = parse(Path::new("m"), line.as_bytes(), Some(Kinds::EXECUTABLE)).expect("plain");
+        assert_eq!(read.entries.len(), 2);
         assert!(mistake(&line, None).contains("m:1:1: the list does not say what kinds"));
+    }
+
+    #[test]
+    fn a_catalog_reads_back_what_it_writes() {
+        let catalog = Catalog {
+            name: "pump".into(),
+            version: 12,
+            withdrawn: vec![([9; 32], "/bin/old\n".into())],
+        };
+        let mut bytes = Vec::new();
+        let artifacts = vec![found(b"/bin/a", Kinds::EXECUTABLE, 1)];
+        write(&mut bytes, artifacts, Some(&catalog)).expect("memory");
+        let read = parse(Path::new("m"), &bytes, None).expect("own format");
+        assert_eq!((read.catalog.as_deref(), read.version), (Some("pump"), Some(12)));
+        assert_eq!(read.withdrawn, [([9; 32], 4)]);
+        assert_eq!(read.entries.len(), 1);
     }
 
     #[test]
@@ -317,6 +461,16 @@ mod tests {
                 format!("# portcullis manifest 1\n{digest}  /a\n"),
                 "m:2:1: the list does not say what kinds",
             ),
+            (
+                "# portcullis manifest 1\n# catalog: a b\n".into(),
+                "m:2:11: the catalog's name is not usable",
+            ),
+            ("# portcullis manifest 1\n# version: 0\n".into(), "m:2:11: not a version"),
+            (
+                "# portcullis manifest 1\n# catalog: a\n# end: 0\n".into(),
+                "m: a catalog has both a name and a version; add a line `# version: 1`",
+            ),
+            ("# portcullis manifest 1\n# withdrawn: 12\n".into(), "m:2:1: a digest of 2 digits"),
             ("\u{0}\u{1}ELF".into(), "m:1:1: `\u{0}` is not a hexadecimal digit"),
         ];
         for (text, expected) in cases {

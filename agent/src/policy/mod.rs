@@ -2,23 +2,36 @@
 
 pub mod diagnostic;
 pub mod manifest;
+mod merge;
 pub mod places;
 pub mod source;
+pub mod trust;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use indicatif::ProgressBar;
-use portcullis_common::{Choices, Digest, Kinds, Mode, Rule, fsverity_key};
+use portcullis_common::{Choices, Digest, Mode, Rule, fsverity_key};
 
+use crate::{
+    catalog::SignedBy,
+    kernel::vouched::{MAX_VOUCHED, Vouch},
+};
 use diagnostic::{Diagnostic, Diagnostics, Text};
-use source::{Source, VerifiedFilesystem};
+use merge::{Rules, choices_of};
+use source::{Signs, Source, VerifiedFilesystem};
+use trust::PolicyTrust;
 
 /// The largest policy file or manifest that is read, in bytes: about two million entries.
 const MAX_FILE: u64 = 256 << 20;
+
+/// What stands for a signer among the sources, before its name.
+const SIGNATURE_BY: &str = "signature by ";
 
 /// A policy with everything that it includes, ready for the kernel.
 #[derive(Clone, Debug)]
@@ -32,6 +45,10 @@ pub struct Policy {
     /// The files it was read from: the policy file, then its manifests. [`Rule::source`] counts
     /// in this list.
     pub sources: Vec<PathBuf>,
+    /// Who signed those of them that are catalogs, by [`Rule::source`].
+    pub signed: BTreeMap<u16, Vec<SignedBy>>,
+    /// Who may vouch for artifacts.
+    pub trust: PolicyTrust,
     /// One rule for each digest, sorted by digest.
     pub rules: Vec<(Digest, Rule)>,
     /// Kinds of filesystem that are trusted although somebody else serves their content, by magic
@@ -89,11 +106,15 @@ impl Policy {
                 })
                 .and_then(|bytes| manifest::parse(&path, &bytes, include.kinds));
             match entries {
-                Ok(entries) => {
-                    for entry in entries {
+                Ok(manifest) => {
+                    for entry in manifest.entries {
                         let rule =
                             Rule { kinds: entry.kinds, denied: 0, source: index, line: entry.line };
                         rules.add(entry.digest, rule);
+                    }
+                    for (digest, line) in manifest.withdrawn {
+                        let denied = Rule { denied: 1, source: index, line, ..Rule::default() };
+                        rules.add(digest, denied);
                     }
                 }
                 Err(mistakes) => found.extend_from_slice(mistakes.as_slice()),
@@ -101,23 +122,25 @@ impl Policy {
             sources.push(path);
         }
         let rules = rules.merge(&sources, &mut found);
+        let mut signed = BTreeMap::new();
+        let trust = PolicyTrust::load(folder, &source, &place, &mut found);
         Diagnostics::check(found)?;
-        let mut choices = source.choices;
-        if rules.iter().any(|(_, rule)| rule.kinds.intersects(Kinds::INTERPRETER)) {
-            choices = choices.union(Choices::INTERPRETERS);
+        for by in trust.signers_of_files() {
+            let Ok(index) = u16::try_from(sources.len()) else { break };
+            sources.push(format!("{SIGNATURE_BY}{}", by.signer).into());
+            signed.insert(index, vec![by]);
         }
+        let mut choices = source.choices.union(choices_of(&rules));
         if source.allow.iter().any(|allow| allow.fsverity) {
             choices = choices.union(Choices::FSVERITY);
-        }
-        let counts = |rule: &Rule| rule.denied == 1 || rule.kinds.intersects(Kinds::MARKS);
-        if rules.iter().any(|(_, rule)| counts(rule)) {
-            choices = choices.union(Choices::CONTENT_COUNTS);
         }
         Ok(Self {
             name: source.name,
             version: source.version,
             mode: source.mode,
             sources,
+            signed,
+            trust,
             rules,
             trusted_filesystems: source.trusted_filesystems,
             verified_filesystems: source.verified_filesystems,
@@ -133,6 +156,8 @@ impl Policy {
             version: 0,
             mode: Mode::Audit,
             sources: Vec::new(),
+            signed: BTreeMap::new(),
+            trust: PolicyTrust::default(),
             rules: Vec::new(),
             trusted_filesystems: Vec::new(),
             verified_filesystems: Vec::new(),
@@ -146,51 +171,35 @@ impl Policy {
         self.verified_filesystems.is_empty() && self.rules.iter().all(|(_, rule)| rule.denied == 1)
     }
 
+    /// Index among the sources under which files count that a signer has signed itself.
+    #[must_use]
+    pub fn source_of_signer(&self, name: &str) -> Option<u16> {
+        let place = format!("{SIGNATURE_BY}{name}");
+        let index = self.sources.iter().position(|source| source.as_os_str() == place.as_str())?;
+        u16::try_from(index).ok()
+    }
+
+    /// What a signed file that was seen under another policy is under this one, if its signer is
+    /// still trusted. A key or certificate that is revoked now counts no more.
+    #[must_use]
+    pub fn still_vouched(&self, vouch: &Vouch) -> Option<Vouch> {
+        let source = self.source_of_signer(&vouch.by.signer)?;
+        let kinds = vouch.kinds.intersection(self.trust.kinds_still(&vouch.by)?);
+        (!kinds.is_empty()).then(|| Vouch { kinds, source, by: Arc::clone(&vouch.by) })
+    }
+
+    /// Room for files that are signed themselves.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let signs = self.trust.kinds(Signs::FILE).union(self.trust.kinds(Signs::MODULE));
+        if signs.is_empty() { 0 } else { MAX_VOUCHED }
+    }
+
     /// The rule for a digest.
     #[must_use]
     pub fn rule(&self, digest: &Digest) -> Option<Rule> {
         let index = self.rules.binary_search_by(|(listed, _)| listed.cmp(digest)).ok()?;
         Some(self.rules[index].1)
-    }
-}
-
-/// Rules before digests that are named more than once become one.
-#[derive(Default)]
-struct Rules(Vec<(Digest, Rule)>);
-
-impl Rules {
-    fn add(&mut self, digest: Digest, rule: Rule) {
-        self.0.push((digest, rule));
-    }
-
-    /// Digests that are allowed twice get the kinds of both. One that is denied in the policy file
-    /// stays denied whatever a manifest says, which is how one takes a file out of a scan; one
-    /// that the policy file both allows and denies is a contradiction.
-    fn merge(mut self, sources: &[PathBuf], found: &mut Vec<Diagnostic>) -> Vec<(Digest, Rule)> {
-        // Denials first, then by where they stand.
-        self.0.sort_by_key(|(digest, rule)| (*digest, 1 - rule.denied, rule.source, rule.line));
-        self.0.dedup_by(|(digest, rule), (kept_digest, kept)| {
-            if digest != kept_digest {
-                return false;
-            }
-            if kept.denied == rule.denied {
-                kept.kinds = kept.kinds.union(rule.kinds);
-            } else if rule.source == 0 {
-                let mut mistake = Diagnostic::whole_file(
-                    &sources[0],
-                    format!(
-                        "digest {}… is denied here and allowed in line {}",
-                        &crate::artifact::digest::format(digest)[..12],
-                        rule.line
-                    ),
-                )
-                .with_help("remove one of the two");
-                (mistake.line, mistake.column) = (kept.line, 1);
-                found.push(mistake);
-            }
-            true
-        });
-        self.0
     }
 }
 
@@ -219,6 +228,8 @@ fn read(file: &Path, progress: &ProgressBar) -> Result<Vec<u8>, Diagnostic> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use portcullis_common::Kinds;
 
     use super::*;
 

@@ -2,16 +2,17 @@
 //! a comment. It says where looking is worth it.
 
 use std::{
-    ffi::OsString,
     fs,
-    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
 
 use portcullis_common::Kinds;
 use toml::de::{DeTable, DeValue};
 
-use super::{Policy, manifest::KINDS};
+use super::{
+    Policy,
+    manifest::{KINDS, path_in},
+};
 
 /// Path and kinds of every entry that names an absolute path. What cannot be read any more, or has
 /// changed since, is left out.
@@ -53,34 +54,10 @@ fn of_manifest(bytes: &[u8]) -> Vec<(PathBuf, Kinds)> {
         if let Some(words) = line.strip_prefix(KINDS.as_bytes()) {
             current = kinds(String::from_utf8_lossy(words).split_whitespace());
         } else if let Some(path) = path_in(line) {
-            places.push((PathBuf::from(OsString::from_vec(path)), current));
+            places.push((path, current));
         }
     }
     places
-}
-
-/// The path in an entry, without the escapes that `sha256sum` writes.
-fn path_in(line: &[u8]) -> Option<Vec<u8>> {
-    let escaped = line.first() == Some(&b'\\');
-    let line = &line[usize::from(escaped)..];
-    let blank = line.iter().position(|byte| *byte == b' ')?;
-    let path = line.get(blank + 2..).filter(|_| !line.starts_with(b"#"))?;
-    if !escaped {
-        return Some(path.to_vec());
-    }
-    let mut plain = Vec::with_capacity(path.len());
-    let mut bytes = path.iter().copied();
-    while let Some(byte) = bytes.next() {
-        plain.push(match byte {
-            b'\\' => match bytes.next()? {
-                b'n' => b'\n',
-                b'r' => b'\r',
-                other => other,
-            },
-            byte => byte,
-        });
-    }
-    Some(plain)
 }
 
 fn kinds<'a>(words: impl Iterator<Item = &'a str>) -> Kinds {

@@ -1,6 +1,7 @@
 //! The policy file as operators write it (TOML).
 
 mod filesystem;
+mod signer;
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +13,14 @@ use toml::{
 
 use filesystem::Trusted;
 pub use filesystem::VerifiedFilesystem;
+pub use signer::{AnchorSource, Revoked, SignerSource, Signs};
 
 use crate::{
     artifact::digest,
-    policy::diagnostic::{Diagnostic, Diagnostics, Text, closest},
+    policy::{
+        diagnostic::{Diagnostic, Diagnostics, Text, closest},
+        manifest::{NAME_MAX, is_name},
+    },
 };
 
 /// What a policy file says.
@@ -40,6 +45,10 @@ pub struct Source {
     pub verified_filesystems: Vec<VerifiedFilesystem>,
     /// What it chooses besides rules.
     pub choices: Choices,
+    /// Who may vouch for artifacts.
+    pub signers: Vec<SignerSource>,
+    /// What is trusted no more.
+    pub revoked: Vec<Revoked>,
 }
 
 /// A manifest that belongs to a policy.
@@ -75,7 +84,7 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 9] = [
+const TOP_KEYS: [&str; 11] = [
     "name",
     "version",
     "mode",
@@ -85,6 +94,8 @@ const TOP_KEYS: [&str; 9] = [
     "filesystem",
     "allow",
     "deny",
+    "signer",
+    "revoke",
 ];
 const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
@@ -100,9 +111,6 @@ const ANONYMOUS_MEMORY: [(&str, Choices); 3] = [
 /// Whether block devices under mounted filesystems can be written.
 const MOUNTED_DEVICES: [(&str, Choices); 2] =
     [("open", Choices::NONE), ("closed", Choices::MOUNTED_DEVICES_CLOSED)];
-
-/// How long a policy's name may be, in bytes: it stands in every line of log.
-const NAME_MAX: usize = 64;
 
 impl Source {
     /// Reads the text of a policy file. `file` is used in messages only.
@@ -170,6 +178,9 @@ impl Reader<'_> {
                 Trusted::Verified(filesystem) => verified.push(filesystem),
             }
         }
+        let signers = get("signer").map(|value| self.list(value, "[[signer]]", Self::signer));
+        let signers = self.without_namesakes(signers.unwrap_or_default());
+        let revoked = get("revoke").map(|value| self.list(value, "[[revoke]]", Self::revoke));
         let mut choices = Choices::NONE;
         for (key, known) in
             [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
@@ -191,6 +202,8 @@ impl Reader<'_> {
             trusted_filesystems: served,
             verified_filesystems: verified,
             choices,
+            signers,
+            revoked: revoked.unwrap_or_default(),
         }
     }
 
@@ -218,8 +231,7 @@ impl Reader<'_> {
     }
 
     fn name(&mut self, value: &Value<'_>, name: &str) -> Option<String> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(allowed) {
+        if !is_name(name) {
             self.report_help(
                 value.span().start,
                 "`name` is not usable",

@@ -1,0 +1,136 @@
+//! Which versions of catalogs were in force, so that an old one does not come back.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A catalog that was in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Its version.
+    pub version: u64,
+    /// SHA-256 of its text, in hexadecimal.
+    pub sha256: String,
+}
+
+/// The highest version of each catalog that was in force, by `SIGNER/CATALOG`.
+#[derive(Debug, Default)]
+pub struct Versions {
+    file: PathBuf,
+    seen: BTreeMap<String, Seen>,
+}
+
+/// Why what was seen is not known or cannot be kept.
+#[derive(Debug, Error)]
+pub enum VersionsError {
+    /// The file is there and cannot be read or written.
+    #[error("{}: {source}", file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error("{}: is damaged: {source}", file.display())]
+    Damaged {
+        /// Which.
+        file: PathBuf,
+        /// Where.
+        source: serde_json::Error,
+    },
+}
+
+impl Versions {
+    /// Reads the file; one that is not there knows nothing.
+    ///
+    /// # Errors
+    /// If it is there and says nothing that can be understood.
+    pub fn load(file: &Path) -> Result<Self, VersionsError> {
+        let seen = match fs::read(file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| VersionsError::Damaged { file: file.to_owned(), source })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(source) => return Err(VersionsError::File { file: file.to_owned(), source }),
+        };
+        Ok(Self { file: file.to_owned(), seen })
+    }
+
+    /// Knows nothing, and will be kept in `file`.
+    #[must_use]
+    pub fn none(file: &Path) -> Self {
+        Self { file: file.to_owned(), seen: BTreeMap::new() }
+    }
+
+    /// The highest version that was in force.
+    #[must_use]
+    pub fn highest(&self, signer: &str, catalog: &str) -> Option<&Seen> {
+        self.seen.get(&key(signer, catalog))
+    }
+
+    /// Takes a version in. Returns whether that is news.
+    pub fn raise(&mut self, signer: &str, catalog: &str, now: Seen) -> bool {
+        let known = self.seen.get(&key(signer, catalog));
+        if known.is_some_and(|known| known.version >= now.version) {
+            return false;
+        }
+        self.seen.insert(key(signer, catalog), now);
+        true
+    }
+
+    /// Keeps what is known: whole or not at all, also through a power cut.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn store(&self) -> Result<(), VersionsError> {
+        let store = || -> io::Result<()> {
+            let folder = self.file.parent().unwrap_or(Path::new("."));
+            fs::create_dir_all(folder)?;
+            let mut new = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut new, &self.seen)?;
+            new.write_all(b"\n")?;
+            new.as_file().sync_all()?;
+            new.persist(&self.file)?;
+            fs::File::open(folder)?.sync_all()
+        };
+        store().map_err(|source| VersionsError::File { file: self.file.clone(), source })
+    }
+}
+
+/// Names have no slash, so this is one to one.
+fn key(signer: &str, catalog: &str) -> String {
+    format!("{signer}/{catalog}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(version: u64) -> Seen {
+        Seen { version, sha256: "aa".into() }
+    }
+
+    #[test]
+    fn only_rises_and_survives() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("state/catalogs.json");
+        let mut versions = Versions::load(&file).expect("nothing yet");
+        assert!(versions.raise("acme", "pump", seen(3)));
+        assert!(!versions.raise("acme", "pump", seen(3)));
+        assert!(!versions.raise("acme", "pump", seen(2)));
+        assert!(versions.raise("other", "pump", seen(1)));
+        versions.store().expect("written");
+        let again = Versions::load(&file).expect("readable");
+        assert_eq!(again.highest("acme", "pump"), Some(&seen(3)));
+        assert_eq!(again.highest("acme", "motor"), None);
+        fs::write(&file, "{").expect("written");
+        let error = Versions::load(&file).expect_err("damaged").to_string();
+        assert!(error.contains("catalogs.json: is damaged"), "{error}");
+    }
+}
