@@ -8,6 +8,7 @@ mod demo;
 mod initramfs;
 mod kernel;
 mod setup;
+mod signed;
 mod suites;
 mod test;
 mod vm;

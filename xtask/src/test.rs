@@ -18,7 +18,7 @@ use crate::{
     build::{self, Built},
     command::{command, quietly, run, text_of},
     kernel::{Kernel, OLD, SERIES},
-    root, setup,
+    root, setup, signed,
     vm::{Ended, Rootfs, Vm},
 };
 
@@ -124,6 +124,7 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     attackers_files(files.path())?;
     fsverity_image(&files.path().join("fsverity"))?;
     verified_image(built, &files.path().join("verified"))?;
+    signed::make(built, &files.path().join("signed"))?;
     let batches = batches(built, kernels, args)?;
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);

@@ -8,6 +8,7 @@ use portcullis_common::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    catalog::{Refused, SignedBy},
     event::PolicyId,
     kernel::check::Check,
     run::{preflight::InUse, reappraise::Pass, sink::SinkStatus},
@@ -88,6 +89,12 @@ pub struct Status {
     pub digests: usize,
     /// The files it was read from.
     pub sources: Vec<String>,
+    /// Who may vouch for artifacts: name, slot and kinds.
+    pub signers: Vec<String>,
+    /// Catalogs in force.
+    pub catalogs: Vec<CatalogStatus>,
+    /// What lies in their folder and is not in force.
+    pub refused: Vec<Refused>,
     /// Whether all is well: `ok`, `warning` or `failed`.
     pub health: &'static str,
     /// What was checked.
@@ -102,6 +109,23 @@ pub struct Status {
     pub resident_kib: Option<u64>,
     /// The latest pass over what runs; none if none has ended.
     pub reappraisal: Option<Pass>,
+}
+
+/// A catalog in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CatalogStatus {
+    /// The file.
+    pub file: String,
+    /// Its maker's name for it.
+    pub name: String,
+    /// Its maker's number for it.
+    pub version: u64,
+    /// How many digests it lists.
+    pub digests: usize,
+    /// How many it takes back.
+    pub withdrawn: usize,
+    /// Who signed it.
+    pub signed: Vec<SignedBy>,
 }
 
 /// State of a gate.
@@ -140,6 +164,9 @@ pub struct RuleFound {
     pub file: String,
     /// Line, counted from 1.
     pub line: u32,
+    /// Who signed the file, if it is a catalog.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signed: Vec<SignedBy>,
 }
 
 /// The answer to a change of mode.

@@ -3,7 +3,11 @@
 //! Runs in the agent, after the verdict and the attempt are over. The process may be gone by
 //! then, so everything that must be right comes from the kernel, and the rest is optional.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use portcullis_common::{Ancestor, EventHeader, Gate, Kinds, Mode, Reason};
@@ -11,6 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     artifact::digest,
+    catalog::SignedBy,
     event::{
         AncestorInfo, ArtifactInfo, Decision, PolicyId, ProcessInfo, RulePlace,
         decode::{GateEvent, comm},
@@ -25,6 +30,8 @@ pub struct PolicyView {
     pub id: PolicyId,
     /// The files it was read from, by [`portcullis_common::Rule::source`].
     pub sources: Vec<String>,
+    /// Who signed those of them that are signed.
+    pub signed: BTreeMap<u16, Vec<SignedBy>>,
 }
 
 /// Where the unified hierarchy of control groups is mounted, with and without the older ones.
@@ -56,9 +63,14 @@ impl Enricher {
     pub fn decision(&mut self, event: &GateEvent, policies: &[PolicyView]) -> Decision {
         let header = &event.header;
         let policy = policies.iter().find(|policy| policy.id.generation == header.generation);
-        let rule = policy.filter(|_| header.rule.line > 0).and_then(|policy| {
+        // Rules by a file's own signature stand in no line.
+        let has_rule = header.rule.line > 0 || !header.rule.kinds.is_empty();
+        let rule = policy.filter(|_| has_rule).and_then(|policy| {
             let file = policy.sources.get(usize::from(header.rule.source))?.clone();
-            Some(RulePlace { file, line: header.rule.line, kinds: kinds(header.rule.kinds) })
+            let signed = policy.signed.get(&header.rule.source);
+            let signers = signed.into_iter().flatten().map(|by| by.signer.clone()).collect();
+            let (line, kinds) = (header.rule.line, kinds(header.rule.kinds));
+            Some(RulePlace { file, line, kinds, signers })
         });
         Decision {
             backend: self.backend,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::event::{Body, Decision, Event, PolicyId};
+use crate::event::{Body, CatalogChange, Decision, Event, PolicyId};
 
 /// Shows an event as one line. Control characters, which a hostile file name may contain, are
 /// escaped.
@@ -24,6 +24,10 @@ impl fmt::Display for Line<'_> {
             Body::ModeChanged { mode, policy } => {
                 write!(f, "mode is now {mode}, policy {}", Named(policy))
             }
+            Body::Catalog(change) => write_catalog(f, change),
+            Body::PolicyChanged { policy, digests, cause } => {
+                write!(f, "policy {} now has {digests} digests: {cause}", Named(policy))
+            }
             Body::Health { check, state, found, mend } => {
                 write!(f, "health: {check} is {state}: {}", Plain(found))?;
                 mend.as_ref().map_or(Ok(()), |mend| write!(f, "; {mend}"))
@@ -41,6 +45,33 @@ impl fmt::Display for Line<'_> {
             Body::AgentStopped { cause, gates_stay: false } => {
                 write!(f, "agent stopped ({cause}); the gates are down")
             }
+        }
+    }
+}
+
+fn write_catalog(f: &mut fmt::Formatter<'_>, change: &CatalogChange) -> fmt::Result {
+    write!(f, "catalog {}", Plain(&change.file))?;
+    if let (Some(name), Some(version)) = (&change.name, change.version) {
+        write!(f, " ({name} v{version})")?;
+    }
+    match change.state {
+        "in-force" => {
+            write!(f, " is in force: {} digests", change.digests)?;
+            if change.withdrawn > 0 {
+                write!(f, ", {} taken back", change.withdrawn)?;
+            }
+            let signers = change.signed.iter().map(|by| format!("{} ({})", by.signer, by.slot));
+            write!(f, ", signed by {}", signers.collect::<Vec<_>>().join(" and "))?;
+            for warning in change.signed.iter().flat_map(|by| &by.warnings) {
+                write!(f, "; {}", Plain(warning))?;
+            }
+            Ok(())
+        }
+        "removed" => write!(f, " is gone: what it listed is not allowed by it any more"),
+        _ => {
+            let (reason, message) = (change.reason.as_deref(), change.message.as_deref());
+            write!(f, " is refused ({}): ", reason.unwrap_or_default())?;
+            write!(f, "{}", Plain(message.unwrap_or_default()))
         }
     }
 }
@@ -86,10 +117,16 @@ fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Resul
 #[must_use]
 pub fn why(decision: &Decision) -> String {
     let policy = Named(&decision.policy);
-    let place = decision
-        .rule
-        .as_ref()
-        .map_or_else(String::new, |rule| format!(" ({}:{})", Plain(&rule.file), rule.line));
+    let place = decision.rule.as_ref().map_or_else(String::new, |rule| {
+        let signed = match &rule.signers[..] {
+            [] => String::new(),
+            signers => format!(", signed by {}", signers.join(" and ")),
+        };
+        match rule.line {
+            0 => format!(" ({})", Plain(&rule.file)),
+            line => format!(" ({}:{line}{signed})", Plain(&rule.file)),
+        }
+    });
     let listed = decision.rule.as_ref().map_or_else(String::new, |rule| rule.kinds.join(" and "));
     let artifact = decision.artifact.as_ref();
     match decision.reason {

@@ -10,6 +10,8 @@ pub mod human;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::SignedBy;
+
 /// Version of the JSON form.
 pub const SCHEMA: u32 = 1;
 
@@ -62,6 +64,17 @@ pub enum Body {
         /// The policy in force.
         policy: PolicyId,
     },
+    /// A catalog came into force, left, or was refused.
+    Catalog(Box<CatalogChange>),
+    /// What signers vouch for has changed, and the policy with it.
+    PolicyChanged {
+        /// The policy in force from now on.
+        policy: PolicyId,
+        /// How many digests it has.
+        digests: usize,
+        /// What changed it.
+        cause: &'static str,
+    },
     /// A health check changed its state.
     Health {
         /// The check.
@@ -92,6 +105,31 @@ pub enum Body {
         /// Whether the gates go on without it.
         gates_stay: bool,
     },
+}
+
+/// What became of a catalog.
+#[derive(Clone, Debug, Serialize)]
+pub struct CatalogChange {
+    /// `in-force`, `removed` or `refused`.
+    pub state: &'static str,
+    /// The file.
+    pub file: String,
+    /// Its maker's name for it, if it could be read.
+    pub name: Option<String>,
+    /// Its maker's number for it, if it could be read.
+    pub version: Option<u64>,
+    /// SHA-256 of its text, if it could be read.
+    pub digest: Option<String>,
+    /// Who signed it.
+    pub signed: Vec<SignedBy>,
+    /// How many digests it lists.
+    pub digests: usize,
+    /// How many it takes back.
+    pub withdrawn: usize,
+    /// Why it was refused, as a stable word.
+    pub reason: Option<String>,
+    /// Why it was refused, for people.
+    pub message: Option<String>,
 }
 
 /// Which policy decided.
@@ -141,6 +179,9 @@ pub struct RulePlace {
     pub line: u32,
     /// What the digest is listed as; empty if it is denied.
     pub kinds: Vec<&'static str>,
+    /// The signers that vouch for the file, if it is a catalog.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<String>,
 }
 
 /// A file that was judged.

@@ -1,6 +1,7 @@
 //! The agent's loop: reads the ring, answers requests, watches over the gates.
 
 mod requests;
+mod switch;
 
 use std::{
     collections::BTreeMap,
@@ -26,15 +27,15 @@ use crate::{
         server::{self, Command},
     },
     event::{
-        Body, PolicyId,
+        Body,
         decode::GateEvent,
         enrich::{Enricher, PolicyView, wall_time},
     },
     kernel::{check::Check, facts, mounts, pins::Pins, selftest},
-    policy::Policy,
+    policy::{Policy, trust::describe},
     run::{
-        RunError, Started, appraiser::Appraiser, backend::Backend, health::Health, reappraise,
-        recorder::Recorder, scripts::Scripts, system, warden::Watch,
+        RunError, Started, appraiser::Appraiser, backend::Backend, catalogs, health::Health,
+        reappraise, recorder::Recorder, scripts::Scripts, system, warden::Watch,
     },
 };
 
@@ -54,6 +55,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         ring,
         warden,
         policy,
+        catalogs,
+        found,
         pins,
         checks,
         test,
@@ -77,6 +80,11 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         }
     }
     let mut answered = watch_answers(&mut agent, warden);
+    let (prepare, mut prepared) = mpsc::channel(1);
+    let mut catalogs = catalogs
+        .map(|(base, places)| catalogs::Watch::start(base, places))
+        .transpose()
+        .map_err(system("watching the folder of catalogs"))?;
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);
     super::release_memory();
@@ -97,6 +105,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     proof.reset();
 
     agent.started();
+    agent.take_found(found);
     agent.take_checks(checks);
     agent.check_appraiser();
     agent.after_test(&test);
@@ -132,7 +141,24 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 agent.note_mounts();
                 agent.refresh_devices()?;
             }
-            _ = proof.tick() => agent.prove(ring.as_mut().map(AsyncFd::get_mut))?,
+            changed = changed(&mut catalogs) => {
+                changed.map_err(system("watching the folder of catalogs"))?;
+                if let Some(catalogs) = &mut catalogs {
+                    switch::read(catalogs, agent.gates.is_degraded(), prepare.clone());
+                }
+            }
+            Some(done) = prepared.recv() => {
+                if let Some(catalogs) = &mut catalogs {
+                    catalogs.busy = false;
+                }
+                agent.take_prepared(done);
+            }
+            _ = proof.tick() => {
+                if let Some(catalogs) = &mut catalogs {
+                    catalogs.look_again();
+                }
+                agent.prove(ring.as_mut().map(AsyncFd::get_mut))?;
+            }
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             // The terminal was closed, or somebody moved the event file away.
@@ -171,6 +197,14 @@ async fn next(answered: &mut Option<mpsc::Receiver<GateEvent>>) -> Option<GateEv
     }
 }
 
+/// Waits until the folder of catalogs has changed, for ever if there is none.
+async fn changed(catalogs: &mut Option<catalogs::Watch>) -> io::Result<()> {
+    match catalogs {
+        Some(catalogs) => catalogs.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Gives the agent what watches for fanotify, and returns where its answers come from.
 fn watch_answers(
     agent: &mut Agent,
@@ -192,7 +226,13 @@ struct Agent {
     /// What asks the warden, if there is one.
     watch: Option<Watch>,
     pins: Option<Pins>,
-    view: PolicyView,
+    /// The policy in force, and the one before it, under which the latest events may have been
+    /// decided. Never empty.
+    views: Vec<PolicyView>,
+    /// Who may vouch for artifacts, in words.
+    signers: Vec<String>,
+    /// What the folder of catalogs holds.
+    found: catalogs::Found,
     /// Whether the policy trusts verified filesystems.
     trusts_filesystems: bool,
     digests: usize,
@@ -217,20 +257,15 @@ struct Agent {
 
 impl Agent {
     fn new(gates: Backend, policy: &Policy, pins: Option<Pins>, recorder: Recorder) -> Self {
-        let view = PolicyView {
-            id: PolicyId {
-                name: policy.name.clone(),
-                version: policy.version,
-                generation: gates.active().generation(),
-            },
-            sources: policy.sources.iter().map(|source| source.display().to_string()).collect(),
-        };
+        let view = switch::view_of(policy, gates.active().generation());
         Self {
             enricher: Enricher::new(gates.word()),
             watch: None,
             gates,
             pins,
-            view,
+            views: vec![view],
+            signers: describe(&policy.trust.trust.signers),
+            found: catalogs::Found::default(),
             trusts_filesystems: !policy.verified_filesystems.is_empty(),
             digests: policy.rules.len(),
             recorder,
@@ -246,6 +281,11 @@ impl Agent {
         }
     }
 
+    /// The policy in force.
+    fn view(&self) -> &PolicyView {
+        &self.views[0]
+    }
+
     fn mode(&self) -> Mode {
         self.gates.active().mode()
     }
@@ -256,7 +296,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION"),
             backend: self.gates.word(),
             mode: self.mode().word(),
-            policy: self.view.id.clone(),
+            policy: self.view().id.clone(),
             digests: self.digests,
         };
         self.recorder.record(body);
@@ -311,7 +351,7 @@ impl Agent {
             }
             scripts.take(&event);
         }
-        let decision = self.enricher.decision(&event, std::slice::from_ref(&self.view));
+        let decision = self.enricher.decision(&event, &self.views);
         let time = wall_time(event.header.boot_ns);
         self.recorder.record_at(time, Body::Decision(Box::new(decision)));
     }

@@ -3,6 +3,7 @@
 mod agent;
 mod appraiser;
 pub mod backend;
+pub mod catalogs;
 mod health;
 pub mod history;
 pub mod lock;
@@ -18,6 +19,7 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use indicatif::ProgressBar;
@@ -28,6 +30,7 @@ use crate::{
     artifact::MAX_HASHED_BYTES,
     event::decode::GateEvent,
     kernel::{
+        allowlist::Allowlist,
         check::{Check, State, first_failure},
         facts,
         gates::{Gates, GatesError, Settings},
@@ -64,6 +67,8 @@ pub struct Options {
     pub skip_preflight: bool,
     /// How what runs is read again.
     pub reappraise: reappraise::Pace,
+    /// Where catalogs are.
+    pub catalogs: catalogs::Places,
 }
 
 /// Why the agent does not run.
@@ -130,7 +135,12 @@ struct Started {
     ring: Option<aya::maps::RingBuf<aya::maps::MapData>>,
     /// What asks, and what was answered, without kernel programs.
     warden: Option<(warden::Watch, tokio::sync::mpsc::Receiver<GateEvent>)>,
+    /// The policy with its catalogs.
     policy: Policy,
+    /// The policy without them and where they are, if it trusts signers.
+    catalogs: Option<(Arc<Policy>, catalogs::Places)>,
+    /// What they are now.
+    found: catalogs::Found,
     pins: Option<Pins>,
     checks: Vec<Check>,
     /// What the self-test came across, and has counted itself.
@@ -168,7 +178,10 @@ fn start(
     let reading = progress(0, "reading the policy");
     let policy = Policy::load(&options.policy, &reading);
     reading.finish_and_clear();
-    let policy = policy?;
+    let base = policy?;
+    let (policy, found) = catalogs::read(&base, &options.catalogs);
+    // Kept to be joined with other catalogs later.
+    let catalogs = (!base.trust.is_empty()).then(|| (Arc::new(base), options.catalogs.clone()));
     let mode = options.mode.unwrap_or(policy.mode);
     if mode == Mode::Enforce && policy.allows_nothing() {
         return Err(RunError::EmptyPolicy(options.policy.clone()));
@@ -210,6 +223,8 @@ fn start(
             ring: None,
             warden: Some((watch, answered)),
             policy,
+            catalogs,
+            found,
             pins: None,
             checks,
             test: selftest::SelfTest::default(),
@@ -258,9 +273,9 @@ fn start(
     let mut ring = gates.take_events()?;
     let filling = progress(policy.rules.len() as u64, "filling the allowlist");
     // Nothing is refused before the gates are known to work.
-    let filled = gates.switch(&policy, Mode::Audit, &filling);
+    let rules = Allowlist::fill(&policy.rules, policy.room(), &filling);
     filling.finish_and_clear();
-    filled?;
+    gates.switch(&policy, rules?, Mode::Audit)?;
     gates.set_mounted_devices(&mounts::closed_devices(policy.choices))?;
     checks.push(find_overlay(&mut gates));
     let appraiser = match gates.hashing() {
@@ -306,6 +321,8 @@ fn start(
         ring: Some(ring),
         warden: None,
         policy,
+        catalogs,
+        found,
         pins,
         checks,
         test,

@@ -7,7 +7,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -56,7 +56,7 @@ type Stamp = (u64, u64, u64, i64, i64);
 /// The policy in force, and what was decided by it.
 pub struct Warden {
     active: AtomicU64,
-    rules: Vec<(Digest, Rule)>,
+    rules: RwLock<Vec<(Digest, Rule)>>,
     trusted: Vec<u64>,
     /// Device number of memfds, of which the kernel does not count the writers.
     memory: u64,
@@ -105,7 +105,7 @@ impl Warden {
         let count = Gate::ALL.len() * Counter::ALL.len();
         let warden = Arc::new(Self {
             active: AtomicU64::new(Active::new(1, Mode::Audit, policy.choices).0),
-            rules: policy.rules.clone(),
+            rules: RwLock::new(policy.rules.clone()),
             trusted: policy.trusted_filesystems.clone(),
             memory: File::from(selftest::memory_file()?).metadata()?.dev(),
             known: Mutex::default(),
@@ -158,8 +158,19 @@ impl Warden {
     /// The rule for a digest.
     #[must_use]
     pub fn rule(&self, digest: &Digest) -> Option<Rule> {
-        let index = self.rules.binary_search_by(|(listed, _)| listed.cmp(digest)).ok()?;
-        Some(self.rules[index].1)
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+        let index = rules.binary_search_by(|(listed, _)| listed.cmp(digest)).ok()?;
+        Some(rules[index].1)
+    }
+
+    /// Puts a policy in force. An exec that is being decided is judged by the one or the other.
+    pub fn switch(&self, policy: &Policy) -> Active {
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        rules.clone_from(&policy.rules);
+        let active = self.active();
+        let active = Active::new(active.generation() + 1, active.mode(), policy.choices);
+        self.active.store(active.0, Ordering::Release);
+        active
     }
 
     /// One of a gate's numbers.

@@ -15,6 +15,7 @@ mod attacks_served;
 mod attacks_write;
 mod attacks_writer;
 mod bad_input;
+mod catalogs;
 mod churn;
 mod events_stream;
 mod execve_check;
@@ -96,6 +97,9 @@ pub const ALL: &[Scenario] = &[
     on("xfs;", "change-by-clone", attacks_writer::clones),
     usual("change-of-held-pages", attacks_pinned::held_pages),
     usual("churn", churn::scenario),
+    usual("catalogs", catalogs::join_and_leave),
+    usual("catalogs-taken-back", catalogs::taken_back),
+    usual("catalogs-bounds", catalogs::bounds),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("verified-filesystem", verified::filesystem),

@@ -80,7 +80,7 @@ impl Agent {
         }
         if mode != self.mode() {
             self.gates.set_mode(mode);
-            let policy = self.view.id.clone();
+            let policy = self.view().id.clone();
             self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
         }
         server::json(&ModeAnswer { mode: mode.word() })
@@ -99,7 +99,7 @@ impl Agent {
         match self.gates.rule(&digest) {
             Ok(rule) => server::json(&RuleAnswer {
                 mode: self.mode().word().into(),
-                policy: human::Named(&self.view.id).to_string(),
+                policy: human::Named(&self.view().id).to_string(),
                 rule: rule.map(|rule| RuleFound {
                     kinds: manifest::kinds_words(rule.kinds)
                         .split(' ')
@@ -107,12 +107,13 @@ impl Agent {
                         .collect(),
                     denied: rule.denied == 1,
                     file: self
-                        .view
+                        .view()
                         .sources
                         .get(usize::from(rule.source))
                         .cloned()
                         .unwrap_or_default(),
                     line: rule.line,
+                    signed: self.view().signed.get(&rule.source).cloned().unwrap_or_default(),
                 }),
             }),
             Err(error) => Answer::Refused(Refusal { code: 3, message: error.to_string() }),
@@ -138,9 +139,12 @@ impl Agent {
             backend: self.gates.word(),
             degraded: self.gates.is_degraded(),
             mode: self.mode().word(),
-            policy: self.view.id.clone(),
+            policy: self.view().id.clone(),
             digests: self.digests,
-            sources: self.view.sources.clone(),
+            sources: self.view().sources.clone(),
+            signers: self.signers.clone(),
+            catalogs: self.catalogs_status(),
+            refused: self.found.refused.clone(),
             health: self.health.worst().word(),
             checks: self.health.checks().to_vec(),
             gates: gates.collect(),
