@@ -47,6 +47,16 @@ pub fn make(built: &Built, folder: &Path) -> Result<()> {
     // By the operator, with our own tool.
     lab.catalog("tools", "tools", "1", &["tool"], &[])?;
     lab.sign("tools", &["--key", "operator.pem"])?;
+    // The operator's next key, which the present one vouches for, and what it signs.
+    quietly(command(&lab.agent(), ["key", "generate", "-o"]).arg(lab.path("next.pem")))?;
+    fs::create_dir_all(lab.path("next"))?;
+    let rotate = ["key", "rotate", "--signer", "plant", "--new", "next.pub.pem", "-o"];
+    let statement = lab.path("next/next.rotation");
+    quietly(command(&lab.agent(), rotate).arg(&statement).current_dir(folder))?;
+    let sign = ["catalog", "sign", "--key", "operator.pem"];
+    quietly(command(&lab.agent(), sign).arg(&statement).current_dir(folder))?;
+    lab.catalog("tools-2", "tools", "2", &["tool"], &[])?;
+    lab.sign("tools-2", &["--key", "next.pem"])?;
     // By somebody else; by nobody; and changed afterwards.
     for name in ["untrusted", "unsigned", "changed"] {
         lab.catalog(name, name, "1", &["evil"], &[])?;

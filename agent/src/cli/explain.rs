@@ -306,6 +306,9 @@ fn show(one: &Explanation) -> String {
     for Use { kind, outcome, why, .. } in &one.uses {
         let _ = writeln!(text, "  as {kind}: {outcome}: {why}");
     }
+    for by in one.rule.iter().flat_map(|rule| &rule.signed) {
+        text.push_str(&output::signed(by, "  "));
+    }
     for (mark, means) in MARKS {
         if one.rule.as_ref().is_some_and(|rule| rule.kinds.iter().any(|kind| kind == mark)) {
             let _ = writeln!(text, "  marked {mark}: {means}");

@@ -7,11 +7,12 @@ use serde::Deserialize;
 
 use super::{Failure, NO, Outcome, UNAVAILABLE, output};
 use crate::{
+    catalog::Refused,
     control::{
-        Request,
+        CatalogStatus, Request,
         client::{self, ClientError},
     },
-    event::PolicyId,
+    event::{PolicyId, human::Plain},
     kernel::pins,
     run::{reappraise::Pass, sink::SinkStatus},
 };
@@ -40,6 +41,12 @@ struct Page {
     sinks: Vec<SinkStatus>,
     events: u64,
     reappraisal: Option<Pass>,
+    #[serde(default)]
+    signers: Vec<String>,
+    #[serde(default)]
+    catalogs: Vec<CatalogStatus>,
+    #[serde(default)]
+    refused: Vec<Refused>,
 }
 
 #[derive(Deserialize)]
@@ -124,6 +131,30 @@ fn show(page: &Page) -> String {
         ]);
     }
     let _ = writeln!(text, "{}\n", gates.trim_fmt());
+    for signer in &page.signers {
+        let _ = writeln!(text, "trusts signer {signer}");
+    }
+    for CatalogStatus { file, name, version, digests, withdrawn, signed } in &page.catalogs {
+        let taken_back = match withdrawn {
+            0 => String::new(),
+            more => format!(", {more} taken back"),
+        };
+        let _ = writeln!(
+            text,
+            "catalog {name} v{version} ({}): {digests} digests{taken_back}",
+            Plain(file)
+        );
+        for by in signed {
+            text.push_str(&output::signed(by, "  "));
+        }
+    }
+    for Refused { path, reason, message } in &page.refused {
+        let path = path.display().to_string();
+        let _ = writeln!(text, "not in force ({reason}): {}: {}", Plain(&path), Plain(message));
+    }
+    if !page.signers.is_empty() {
+        text.push('\n');
+    }
     if let Some(pass) = &page.reappraisal {
         let _ = writeln!(
             text,

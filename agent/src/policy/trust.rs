@@ -284,7 +284,7 @@ impl PolicyTrust {
         let form = "`portcullis key rotate` writes such a file";
         let written =
             std::str::from_utf8(text).map_err(|_| malformed(format!("not a text; {form}")))?;
-        let mut lines = written.lines();
+        let mut lines = written.splitn(3, '\n');
         if lines.next() != Some(ROTATION) {
             return Err(malformed(format!("the first line is not `{ROTATION}`; {form}")));
         }
@@ -300,7 +300,8 @@ impl PolicyTrust {
             );
             return Err(("untrusted-signer", message));
         }
-        let anchor = anchor_in(text).map_err(|(message, _)| malformed(message))?;
+        let new = lines.next().unwrap_or_default();
+        let anchor = Anchor::read(new.as_bytes()).map_err(|error| malformed(error.to_string()))?;
         let known = self.trust.signers.iter().position(|signer| signer.name == name);
         let Some(known) = known else { return Ok(()) };
         let successor = Signer { anchor, ..self.trust.signers[known].clone() };
@@ -366,18 +367,6 @@ fn anchor_of(folder: &Path, anchor: &AnchorSource) -> Result<Anchor, Mistake> {
         AnchorSource::Key(_) => PublicKey::read(&bytes)
             .map(Anchor::Key)
             .map_err(|error| (format!("{shown}: {error}"), error.help())),
-    }
-}
-
-/// A certificate or a public key in PEM.
-fn anchor_in(text: &[u8]) -> Result<Anchor, Mistake> {
-    match Certificate::read(text) {
-        Ok(certificate) => {
-            Anchor::certificate(certificate).map_err(|error| (error.to_string(), error.help()))
-        }
-        Err(_) => PublicKey::read(text)
-            .map(Anchor::Key)
-            .map_err(|error| (error.to_string(), error.help())),
     }
 }
 

@@ -1,8 +1,14 @@
 //! Catalogs: what a signer vouches for joins the policy, and leaves it.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, ensure};
+use rustix::time::{ClockId, Timespec, clock_settime};
 use serde_json::Value;
 
 use super::{base_policy, fresh};
@@ -241,6 +247,67 @@ pub fn bounds() -> Result<()> {
         agent.stop()?;
     }
     Ok(())
+}
+
+/// A key that the signer's present one vouches for counts while the statement lies there.
+pub fn new_key() -> Result<()> {
+    let [_, tool, _] = programs()?;
+    let agent = Agent::start(&policy("[\"executable\"]")?, "enforce", &[])?;
+    let mark = events::mark()?;
+    drop_in("tools-2")?;
+    wait_for_refusal(mark, "tools-2.catalog", "bad-signature")?;
+    attempt(&tool, Attempt::Refused, "signed with a key that nobody knows")?;
+    let mark = events::mark()?;
+    drop_in("next")?;
+    let told = wait_for(mark, "tools-2.catalog", "in-force")?;
+    ensure!(told["signed"][0]["signer"] == "plant", "{told}");
+    attempt(&tool, Attempt::Ran, "signed with the new key")?;
+    let mark = events::mark()?;
+    for suffix in ["", ".sig"] {
+        fs::remove_file(format!("{FOLDER}/next.rotation{suffix}"))?;
+    }
+    wait_for_refusal(mark, "tools-2.catalog", "bad-signature")?;
+    attempt(&tool, Attempt::Refused, "the statement is gone")?;
+    agent.stop()
+}
+
+/// Expiry warns and stops nothing, and a clock that was never set says nothing about it.
+pub fn time() -> Result<()> {
+    let [program, ..] = programs()?;
+    let now = SystemTime::now();
+    let decade = Duration::from_secs(10 * 365 * 86_400);
+    // As a clock without a battery shows.
+    let never_set = SystemTime::UNIX_EPOCH + decade;
+    for (clock, warns) in [(now + decade, true), (never_set, false), (now, false)] {
+        set_clock(clock)?;
+        let done = (|| {
+            let policy = policy("[\"executable\"]")?;
+            fs::create_dir_all(FOLDER)?;
+            drop_in("pump-1")?;
+            let mark = events::mark()?;
+            let agent = Agent::start(&policy, "enforce", &[])?;
+            let told = wait_for(mark, "pump-1.catalog", "in-force")?;
+            let warned =
+                told["signed"][0]["warnings"].as_array().is_some_and(|all| !all.is_empty());
+            ensure!(warned == warns, "at {clock:?}: {told}");
+            attempt(&program, Attempt::Ran, "whatever the clock shows")?;
+            let status = json(&["status", "--json"])?;
+            let checks = status["checks"].as_array().context("no checks")?;
+            let row = checks.iter().find(|check| check["id"] == "catalogs").context("no row")?;
+            ensure!((row["state"] == "warning") == warns, "{row}");
+            agent.stop()
+        })();
+        set_clock(now)?;
+        done?;
+    }
+    Ok(())
+}
+
+fn set_clock(time: SystemTime) -> Result<()> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH)?;
+    let time =
+        Timespec { tv_sec: i64::try_from(since.as_secs())?, tv_nsec: since.subsec_nanos().into() };
+    Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
 fn certificate_print(name: &str) -> Result<String> {

@@ -100,6 +100,8 @@ pub const ALL: &[Scenario] = &[
     usual("catalogs", catalogs::join_and_leave),
     usual("catalogs-taken-back", catalogs::taken_back),
     usual("catalogs-bounds", catalogs::bounds),
+    usual("catalogs-new-key", catalogs::new_key),
+    usual("catalogs-and-time", catalogs::time),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("verified-filesystem", verified::filesystem),
