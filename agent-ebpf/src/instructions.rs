@@ -5,10 +5,6 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
-
-use crate::layout::TASKS_ARE_COPIED;
-
 /// Adds `amount` to `*number`.
 ///
 /// # Safety
@@ -67,28 +63,26 @@ pub unsafe fn set_if_zero(word: *mut u64, new: u64) -> u64 {
 /// Whether a hook's argument is null.
 ///
 /// From 6.7 the verifier takes it for granted that an argument which is not declared nullable is
-/// not null, and cuts out the branch of a plain comparison (`reg_not_null` in
+/// not null, and cuts out the branch of a comparison with 0 (`reg_not_null` in
 /// kernel/bpf/verifier.c): the null pointer is then dereferenced, and the kernel dies. The
-/// difference of two pointers is a number that it knows nothing about.
+/// difference of two pointers, here of one and itself, is a number that it knows nothing about.
 #[inline(always)]
 pub fn is_null<T>(argument: *const T) -> bool {
-    // Kernels without the one helper are much older than that.
-    if TASKS_ARE_COPIED.load() != 0 {
-        return argument.is_null();
-    }
-    // SAFETY: the helpers have no precondition; both give the same pointer, one as a number.
-    let (task, address) = unsafe { (bpf_get_current_task_btf(), bpf_get_current_task()) };
-    let mut number = argument as u64;
-    // SAFETY: changes nothing but the register.
+    let mut null = 1u64;
+    // SAFETY: changes nothing but registers.
     unsafe {
         asm!(
-            "{number} -= {task}",
-            number = inout(reg) number,
-            task = in(reg) task,
+            "{zero} = {argument}",
+            "{zero} -= {argument}",
+            "if {argument} == {zero} goto +1",
+            "{null} = 0",
+            argument = in(reg) argument,
+            zero = out(reg) _,
+            null = inout(reg) null,
             options(nostack, nomem),
         );
     }
-    number.wrapping_add(address) == 0
+    null != 0
 }
 
 /// The same number, of which the verifier knows nothing any more: it would follow every value that
