@@ -16,7 +16,7 @@ use crate::{
 pub enum Bench {
     /// What a start of a program costs: bare, in audit and in enforce mode, and the first time
     Exec(Args),
-    /// What opening, reading and writing of files costs: bare and in enforce mode
+    /// What opening, reading, writing and mapping of files costs: bare and in enforce mode
     Write(Args),
     /// What marking a program as an interpreter costs: itself, and everybody else
     Interpreter(Args),

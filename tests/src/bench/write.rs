@@ -1,4 +1,4 @@
-//! What the programs at opening and truncating cost those who read and write files.
+//! What the programs at opening, truncating and mapping cost those who read, write and map files.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,17 +9,26 @@ use std::{
 };
 
 use anyhow::Result;
+use rustix::mm::{MprotectFlags, mprotect};
 use serde_json::{Map, Value, json};
 
 use super::lower_quartile;
-use crate::agent::{Agent, Policy};
+use crate::{
+    agent::{Agent, Policy},
+    mapping::{MapFlags, Mapping, ProtFlags},
+    scenarios::list,
+};
+
+/// What is mapped.
+const MAPPED: &str = "/usr/bin/true";
 
 /// Bytes that are read and written at a time.
 const BYTES: usize = 4096;
 
-/// Measures opening, reading and writing, and prints one line of JSON.
+/// Measures opening, reading, writing and mapping, and prints one line of JSON.
 pub fn write() -> Result<()> {
     let policy = Policy::of(Path::new("/bench/policy"), &["/usr"])?;
+    list(&policy, Path::new(MAPPED), &["library"])?;
     // On 6.12 the first seconds after boot carry background work.
     sleep(Duration::from_secs(3));
     // The first round of all is dearer, whatever comes first.
@@ -40,6 +49,23 @@ pub fn write() -> Result<()> {
         .collect();
     println!("@@result {}", Value::Object(result));
     Ok(())
+}
+
+/// The same for a program's file.
+fn mappings() -> Result<Vec<(String, u64)>> {
+    let file = File::open(MAPPED)?;
+    let map = |rights| Mapping::new(&file, BYTES, rights, MapFlags::PRIVATE);
+    let mapped = map(ProtFlags::READ)?;
+    let cost_of = |rights| lower_quartile(|| map(rights).map(drop).map_err(Into::into));
+    let protected = lower_quartile(|| {
+        // SAFETY: a mapping of ours, which keeps the rights that it has.
+        Ok(unsafe { mprotect(mapped.address(), BYTES, MprotectFlags::READ) }?)
+    })?;
+    Ok(vec![
+        ("mmap, munmap".into(), cost_of(ProtFlags::READ)?),
+        ("mmap, munmap as code".into(), cost_of(ProtFlags::READ | ProtFlags::EXEC)?),
+        ("mprotect".into(), protected),
+    ])
 }
 
 /// Name and instructions of everything that is measured.
@@ -67,5 +93,6 @@ fn measure() -> Result<Vec<(String, u64)>> {
             costs.push((format!("{name} ({filesystem})"), cost));
         }
     }
+    costs.extend(mappings()?);
     Ok(costs)
 }
