@@ -10,7 +10,11 @@ use anyhow::{Context, anyhow, bail};
 use portcullis_common::Kinds;
 
 use super::{BAD_INPUT, OrExit, Outcome, output, scan::write_file};
-use crate::policy::Policy;
+use crate::{
+    control::{ReloadAnswer, Request, client},
+    event::human::Named,
+    policy::{Policy, trust::describe as describe_signers},
+};
 
 #[derive(clap::Subcommand)]
 pub enum Verb {
@@ -18,6 +22,16 @@ pub enum Verb {
     Init(InitArgs),
     /// Look for mistakes, and say what the policy holds
     Check(CheckArgs),
+    /// Put the policy file in force as it is now, in the mode that is; refused if that would stop
+    /// what runs
+    Reload(ReloadArgs),
+}
+
+#[derive(clap::Args)]
+pub struct ReloadArgs {
+    /// Do so even if that stops what runs now
+    #[arg(long)]
+    skip_preflight: bool,
 }
 
 #[derive(clap::Args)]
@@ -46,6 +60,7 @@ pub fn policy(verb: &Verb) -> Outcome {
     match verb {
         Verb::Init(args) => init(args),
         Verb::Check(args) => check(args),
+        Verb::Reload(args) => reload(args),
     }
 }
 
@@ -53,7 +68,19 @@ fn check(args: &CheckArgs) -> Outcome {
     let bar = output::progress(0, "reading");
     let policy = Policy::load(&args.file, &bar);
     bar.finish_and_clear();
-    output::print(&format!("{}\n", describe(&policy.or_exit(BAD_INPUT)?)))?;
+    let policy = policy.or_exit(BAD_INPUT)?;
+    let mut text = describe(&policy) + "\n";
+    for signer in describe_signers(&policy.trust.trust.signers) {
+        text.push_str(&format!("trusts signer {signer}\n"));
+    }
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reload(args: &ReloadArgs) -> Outcome {
+    let request = Request::Reload { skip_preflight: args.skip_preflight };
+    let ReloadAnswer { policy, digests } = client::ask_json(&request)?;
+    output::print(&format!("policy {} is in force: {digests} digests\n", Named(&policy)))?;
     Ok(ExitCode::SUCCESS)
 }
 

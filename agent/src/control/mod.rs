@@ -53,6 +53,11 @@ pub enum Request {
         /// Whether to change it even if that stops what runs now.
         skip_preflight: bool,
     },
+    /// Put the policy file in force as it is now.
+    Reload {
+        /// Whether to do so even if that stops what runs now.
+        skip_preflight: bool,
+    },
     /// Take the gates down and end.
     Stop,
 }
@@ -167,6 +172,15 @@ pub struct RuleFound {
     /// Who signed the file, if it is a catalog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signed: Vec<SignedBy>,
+}
+
+/// The answer to a policy that was read anew.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    /// The policy in force now.
+    pub policy: PolicyId,
+    /// How many digests it has.
+    pub digests: usize,
 }
 
 /// The answer to a change of mode.

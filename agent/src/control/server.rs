@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     control::{MAX_REQUEST, Refusal, Request},
-    run::{preflight::InUse, sink::Line},
+    run::{agent::reload::Candidate, preflight::InUse, sink::Line},
 };
 
 /// Connections that are served at the same time; more wait to be accepted.
@@ -38,8 +38,16 @@ pub struct Command {
     pub request: Request,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Answer>,
-    /// What runs now, if that had to be found out first.
-    pub in_use: Option<Vec<InUse>>,
+    /// What had to be found out first, which takes long.
+    pub found_out: Option<FoundOut>,
+}
+
+/// What is found out in another thread before a request is done.
+pub enum FoundOut {
+    /// What runs now.
+    InUse(Vec<InUse>),
+    /// What the policy file says now.
+    Policy(Result<Box<Candidate>, Refusal>),
 }
 
 /// What the agent answers.
@@ -137,7 +145,7 @@ async fn serve(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resul
     };
     let (answer, reply) = oneshot::channel();
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-    commands.send(Command { request, answer, in_use: None }).await.map_err(|_| gone(()))?;
+    commands.send(Command { request, answer, found_out: None }).await.map_err(|_| gone(()))?;
     match reply.await.map_err(|_| gone(()))? {
         Answer::Json(text) => write_line(&mut write, &text).await,
         Answer::Refused(refusal) => refuse(&mut write, refusal.code, &refusal.message).await,

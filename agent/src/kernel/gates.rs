@@ -355,6 +355,12 @@ impl Gates {
             && programs.all(|program| self.attached.iter().any(|(hook, _)| hook == program))
     }
 
+    /// Whether the devices of verified filesystems are watched.
+    #[must_use]
+    pub fn watches_devices(&self) -> bool {
+        self.devices.is_some()
+    }
+
     /// Whether every link is pinned.
     #[must_use]
     pub fn is_pinned(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The agent's loop: reads the ring, answers requests, watches over the gates.
 
+pub(crate) mod reload;
 mod requests;
 mod switch;
 
@@ -7,7 +8,8 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -55,7 +57,9 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         ring,
         warden,
         policy,
-        catalogs,
+        base,
+        policy_file,
+        places,
         found,
         pins,
         checks,
@@ -66,7 +70,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         _lock,
     } = started;
     let mut ring = ring.map(watch).transpose().map_err(system("watching the ring of events"))?;
-    let mut agent = Agent::new(gates, &policy, pins, recorder);
+    let mut agent = Agent::new(gates, &policy, pins, recorder, (policy_file, places));
     agent.appraiser = appraiser;
     let (tell, mut reappraised) = mpsc::channel(32);
     let (mut log, mut _reappraiser) = (None, None);
@@ -81,10 +85,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     }
     let mut answered = watch_answers(&mut agent, warden);
     let (prepare, mut prepared) = mpsc::channel(1);
-    let mut catalogs = catalogs
-        .map(|(base, places)| catalogs::Watch::start(base, places))
-        .transpose()
-        .map_err(system("watching the folder of catalogs"))?;
+    agent.watch_catalogs(&Arc::new(base)).map_err(system("watching the folder of catalogs"))?;
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);
     super::release_memory();
@@ -141,20 +142,13 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 agent.note_mounts();
                 agent.refresh_devices()?;
             }
-            changed = changed(&mut catalogs) => {
+            changed = changed(&mut agent.catalogs) => {
                 changed.map_err(system("watching the folder of catalogs"))?;
-                if let Some(catalogs) = &mut catalogs {
-                    switch::read(catalogs, agent.gates.is_degraded(), prepare.clone());
-                }
+                agent.read_catalogs(prepare.clone());
             }
-            Some(done) = prepared.recv() => {
-                if let Some(catalogs) = &mut catalogs {
-                    catalogs.busy = false;
-                }
-                agent.take_prepared(done);
-            }
+            Some(done) = prepared.recv() => agent.take_prepared(done),
             _ = proof.tick() => {
-                if let Some(catalogs) = &mut catalogs {
+                if let Some(catalogs) = &mut agent.catalogs {
                     catalogs.look_again();
                 }
                 agent.prove(ring.as_mut().map(AsyncFd::get_mut))?;
@@ -233,8 +227,16 @@ struct Agent {
     signers: Vec<String>,
     /// What the folder of catalogs holds.
     found: catalogs::Found,
+    /// Where the policy was read from.
+    policy_file: PathBuf,
+    /// Where catalogs are.
+    places: catalogs::Places,
+    /// What watches them, if the policy trusts signers.
+    catalogs: Option<catalogs::Watch>,
     /// Whether the policy trusts verified filesystems.
     trusts_filesystems: bool,
+    /// Kinds of served filesystem that the policy trusts.
+    trusted_filesystems: Vec<u64>,
     digests: usize,
     recorder: Recorder,
     enricher: Enricher,
@@ -256,7 +258,13 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(gates: Backend, policy: &Policy, pins: Option<Pins>, recorder: Recorder) -> Self {
+    fn new(
+        gates: Backend,
+        policy: &Policy,
+        pins: Option<Pins>,
+        recorder: Recorder,
+        (policy_file, places): (PathBuf, catalogs::Places),
+    ) -> Self {
         let view = switch::view_of(policy, gates.active().generation());
         Self {
             enricher: Enricher::new(gates.word()),
@@ -266,7 +274,11 @@ impl Agent {
             views: vec![view],
             signers: describe(&policy.trust.trust.signers),
             found: catalogs::Found::default(),
+            policy_file,
+            places,
+            catalogs: None,
             trusts_filesystems: !policy.verified_filesystems.is_empty(),
+            trusted_filesystems: policy.trusted_filesystems.clone(),
             digests: policy.rules.len(),
             recorder,
             appraiser: None,

@@ -253,6 +253,12 @@ impl Watch {
         }
     }
 
+    /// Whether what was read is of the policy that is to be joined.
+    #[must_use]
+    pub fn is_of(&self, base: &Arc<Policy>) -> bool {
+        Arc::ptr_eq(&self.base, base)
+    }
+
     /// What reads the folder now.
     pub fn work(&mut self) -> (Arc<Policy>, Places) {
         self.busy = true;

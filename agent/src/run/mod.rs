@@ -1,6 +1,6 @@
 //! The agent: puts the gates up and stays with them.
 
-mod agent;
+pub(crate) mod agent;
 mod appraiser;
 pub mod backend;
 pub mod catalogs;
@@ -19,7 +19,6 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use indicatif::ProgressBar;
@@ -39,7 +38,7 @@ use crate::{
         pins::{self, Pins},
         selftest, verity,
     },
-    policy::{Policy, diagnostic::Diagnostics},
+    policy::{Policy, diagnostic::Diagnostics, source::Signs},
 };
 
 use appraiser::Appraiser;
@@ -137,8 +136,11 @@ struct Started {
     warden: Option<(warden::Watch, tokio::sync::mpsc::Receiver<GateEvent>)>,
     /// The policy with its catalogs.
     policy: Policy,
-    /// The policy without them and where they are, if it trusts signers.
-    catalogs: Option<(Arc<Policy>, catalogs::Places)>,
+    /// The policy without them.
+    base: Policy,
+    policy_file: PathBuf,
+    /// Where catalogs are.
+    places: catalogs::Places,
     /// What they are now.
     found: catalogs::Found,
     pins: Option<Pins>,
@@ -180,8 +182,6 @@ fn start(
     reading.finish_and_clear();
     let base = policy?;
     let (policy, found) = catalogs::read(&base, &options.catalogs);
-    // Kept to be joined with other catalogs later.
-    let catalogs = (!base.trust.is_empty()).then(|| (Arc::new(base), options.catalogs.clone()));
     let mode = options.mode.unwrap_or(policy.mode);
     if mode == Mode::Enforce && policy.allows_nothing() {
         return Err(RunError::EmptyPolicy(options.policy.clone()));
@@ -223,7 +223,9 @@ fn start(
             ring: None,
             warden: Some((watch, answered)),
             policy,
-            catalogs,
+            base,
+            policy_file: options.policy.clone(),
+            places: options.catalogs.clone(),
             found,
             pins: None,
             checks,
@@ -266,7 +268,8 @@ fn start(
         memfd_device: selftest::memfd_device().map_err(system("making a memfd"))?,
         watch_devices: !policy.verified_filesystems.is_empty(),
         may_read_kernel: facts::may_read_kernel(),
-        interpreters: policy.choices.contains(Choices::INTERPRETERS),
+        interpreters: policy.choices.contains(Choices::INTERPRETERS)
+            || policy.trust.kinds(Signs::CATALOG).intersects(Kinds::INTERPRETER),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;
@@ -321,7 +324,9 @@ fn start(
         ring: Some(ring),
         warden: None,
         policy,
-        catalogs,
+        base,
+        policy_file: options.policy.clone(),
+        places: options.catalogs.clone(),
         found,
         pins,
         checks,

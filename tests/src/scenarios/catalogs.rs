@@ -303,6 +303,41 @@ pub fn time() -> Result<()> {
     Ok(())
 }
 
+/// What the policy file says anew counts from the next start on, while programs run and gates stand.
+pub fn reload() -> Result<()> {
+    let [program, tool, _] = programs()?;
+    let trusting = policy("[\"executable\"]")?;
+    fs::create_dir_all(FOLDER)?;
+    drop_in("pump-1")?;
+    let agent = Agent::start(&trusting, "enforce", &[])?;
+    attempt(&program, Attempt::Ran, "its signer is trusted")?;
+    let mut running = Command::new("/tmp/catalogs/sleeper").arg("600").spawn()?;
+
+    trusting.append("\n[[revoke]]\nsigner = \"acme\"\n")?;
+    let refused = expect(1, &["policy", "reload"])?;
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.contains("sleeper"), "what runs is not named: {refused}");
+    attempt(&program, Attempt::Ran, "the policy before stays in force")?;
+    expect(0, &["policy", "reload", "--skip-preflight"])?;
+    ensure!(running.try_wait()?.is_none(), "what runs goes on");
+    attempt(&program, Attempt::Refused, "its signer is revoked")?;
+    attempt(Path::new("/tmp/catalogs/sleeper"), Attempt::Refused, "its signer is revoked")?;
+    running.kill()?;
+    running.wait()?;
+
+    // A mistake leaves everything as it is.
+    super::list(&trusting, &tool, &["executable"])?;
+    expect(0, &["policy", "reload"])?;
+    attempt(&tool, Attempt::Ran, "listed now")?;
+    trusting.append("\n[[revoke]]\nsigner = \"nobody\"\n")?;
+    let output = expect(2, &["policy", "reload"])?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(error.contains("no signer of this policy is called \"nobody\""), "{error}");
+    attempt(&tool, Attempt::Ran, "the policy before stays in force")?;
+    attempt(&program, Attempt::Refused, "the policy before stays in force")?;
+    agent.stop()
+}
+
 fn set_clock(time: SystemTime) -> Result<()> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH)?;
     let time =

@@ -101,6 +101,7 @@ pub const ALL: &[Scenario] = &[
     usual("catalogs-taken-back", catalogs::taken_back),
     usual("catalogs-bounds", catalogs::bounds),
     usual("catalogs-new-key", catalogs::new_key),
+    usual("policy-reload", catalogs::reload),
     usual("catalogs-and-time", catalogs::time),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),

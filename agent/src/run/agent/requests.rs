@@ -9,7 +9,7 @@ use crate::{
     control::{
         GateStatus, ModeAnswer, PROTOCOL, Refusal, Request, RuleAnswer, RuleFound, Status,
         mode_named, preflight_refusal,
-        server::{self, Answer, Command},
+        server::{self, Answer, Command, FoundOut},
     },
     event::{Body, human},
     policy::manifest,
@@ -19,7 +19,7 @@ use crate::{
 impl Agent {
     /// Does what a request asks. Returns the cause if it ends the agent.
     pub(super) fn command(&mut self, command: Command) -> Option<&'static str> {
-        let Command { request, answer, in_use } = command;
+        let Command { request, answer, found_out } = command;
         let reply = match request {
             Request::Status => server::json(&self.status()),
             Request::Events { follow, json } => {
@@ -33,11 +33,21 @@ impl Agent {
                     let message = format!("unknown mode \"{mode}\"; it can be audit or enforce");
                     Answer::Refused(Refusal { code: 2, message })
                 }
-                Some(Mode::Enforce) if !skip_preflight && in_use.is_none() => {
+                Some(Mode::Enforce) if !skip_preflight && found_out.is_none() => {
                     self.look_what_runs(Request::Mode { mode, skip_preflight }, answer);
                     return None;
                 }
-                Some(mode) => self.set_mode(mode, in_use),
+                Some(mode) => match found_out {
+                    Some(FoundOut::InUse(in_use)) => self.set_mode(mode, in_use),
+                    _ => self.set_mode(mode, Vec::new()),
+                },
+            },
+            Request::Reload { skip_preflight } => match found_out {
+                Some(FoundOut::Policy(read)) => self.reload(read),
+                _ => {
+                    self.read_policy(skip_preflight, answer);
+                    return None;
+                }
             },
             Request::Stop => {
                 self.take_down = true;
@@ -55,13 +65,14 @@ impl Agent {
     fn look_what_runs(&self, request: Request, answer: oneshot::Sender<Answer>) {
         let Some(commands) = self.commands.clone() else { return };
         tokio::spawn(async move {
-            let in_use = tokio::task::spawn_blocking(preflight::in_use).await.ok();
+            let in_use = tokio::task::spawn_blocking(preflight::in_use).await.unwrap_or_default();
+            let found_out = Some(FoundOut::InUse(in_use));
             // The agent may be ending.
-            let _ = commands.send(Command { request, answer, in_use }).await;
+            let _ = commands.send(Command { request, answer, found_out }).await;
         });
     }
 
-    fn set_mode(&mut self, mode: Mode, in_use: Option<Vec<preflight::InUse>>) -> Answer {
+    fn set_mode(&mut self, mode: Mode, in_use: Vec<preflight::InUse>) -> Answer {
         let refuse = |message: String| Answer::Refused(Refusal { code: 1, message });
         if mode == Mode::Enforce {
             if self.digests == 0 && !self.trusts_filesystems {
@@ -70,7 +81,7 @@ impl Agent {
                 );
             }
             let refused = preflight::refused(
-                in_use.unwrap_or_default(),
+                in_use,
                 |digest| self.gates.rule(digest).ok().flatten(),
                 |device| self.gates.verified_kinds(device),
             );

@@ -1,6 +1,7 @@
 //! Puts the policy in force that the folder of catalogs has made.
 
-use portcullis_common::Active;
+use std::{io, sync::Arc};
+
 use tokio::sync::mpsc;
 
 use super::Agent;
@@ -9,7 +10,11 @@ use crate::{
     catalog::{Catalog, Refused},
     control::CatalogStatus,
     event::{Body, CatalogChange, PolicyId, enrich::PolicyView},
-    kernel::gates::GatesError,
+    kernel::{
+        allowlist::Allowlist,
+        check::{Check, State},
+        gates::GatesError,
+    },
     policy::{Policy, trust::describe},
     run::{
         backend::Backend,
@@ -17,17 +22,10 @@ use crate::{
     },
 };
 
-/// Has the folder read in another thread, which sends what it has made.
-pub(super) fn read(
-    catalogs: &mut Watch,
-    without_kernel: bool,
-    done: mpsc::Sender<Result<Prepared, GatesError>>,
-) {
-    let (base, places) = catalogs.work();
-    tokio::task::spawn_blocking(move || {
-        // The agent may be ending.
-        let _ = done.blocking_send(prepare(&base, &places, !without_kernel));
-    });
+/// What another thread has made of a policy and the folder of catalogs.
+pub(super) struct Made {
+    base: Arc<Policy>,
+    prepared: Result<Prepared, GatesError>,
 }
 
 /// What events are explained with while a policy is in force.
@@ -40,35 +38,77 @@ pub(super) fn view_of(policy: &Policy, generation: u64) -> PolicyView {
 }
 
 impl Agent {
+    /// Watches the folder, if the policy trusts signers; `base` is the policy without catalogs.
+    pub(super) fn watch_catalogs(&mut self, base: &Arc<Policy>) -> io::Result<()> {
+        self.catalogs = if base.trust.is_empty() {
+            None
+        } else {
+            Some(Watch::start(Arc::clone(base), self.places.clone())?)
+        };
+        Ok(())
+    }
+
+    /// Has the folder read in another thread, which sends what it has made.
+    pub(super) fn read_catalogs(&mut self, done: mpsc::Sender<Made>) {
+        let in_kernel = matches!(self.gates, Backend::BpfLsm(_));
+        let Some(catalogs) = &mut self.catalogs else { return };
+        let (base, places) = catalogs.work();
+        tokio::task::spawn_blocking(move || {
+            let prepared = prepare(&base, &places, in_kernel);
+            // The agent may be ending.
+            let _ = done.blocking_send(Made { base, prepared });
+        });
+    }
+
     /// Puts a policy in force, if it is another one, and tells what has changed.
-    pub(super) fn take_prepared(&mut self, prepared: Result<Prepared, GatesError>) {
-        let switched = prepared.and_then(|prepared| {
-            let Prepared { policy, rules, found } = prepared;
+    pub(super) fn take_prepared(&mut self, made: Made) {
+        let Some(catalogs) = &mut self.catalogs else { return };
+        catalogs.busy = false;
+        // The policy was read anew meanwhile, and the folder with it.
+        if !catalogs.is_of(&made.base) {
+            return;
+        }
+        let switched = made.prepared.and_then(|Prepared { policy, rules, found }| {
             if !is_same(&found.catalogs, &self.found.catalogs) {
-                let mode = self.mode();
-                let active = match (&mut self.gates, rules) {
-                    (Backend::BpfLsm(gates), Some(rules)) => gates.switch(&policy, rules, mode)?,
-                    (Backend::BpfLsm(_), None) => return Ok(found),
-                    (Backend::Fanotify(warden), _) => warden.switch(&policy),
-                };
-                self.now_in_force(&policy, active);
+                self.put_in_force(&policy, rules, "catalogs")?;
             }
             Ok(found)
         });
         match switched {
             Ok(found) => self.take_found(found),
-            Err(error) => tracing::error!("the policy before stays in force: {error}"),
+            Err(error) => self.take_checks(vec![Check::bad(
+                State::Warning,
+                "catalogs",
+                "catalogs are good and in date",
+                format!("they cannot be put in force, and what was before stays: {error}"),
+                "give the device more memory, or list less",
+            )]),
         }
         crate::run::release_memory();
     }
 
-    fn now_in_force(&mut self, policy: &Policy, active: Active) {
+    /// Puts a policy in force, in the mode that is.
+    pub(super) fn put_in_force(
+        &mut self,
+        policy: &Policy,
+        rules: Option<Allowlist>,
+        cause: &'static str,
+    ) -> Result<(), GatesError> {
+        let mode = self.mode();
+        let active = match (&mut self.gates, rules) {
+            (Backend::BpfLsm(gates), Some(rules)) => gates.switch(policy, rules, mode)?,
+            (Backend::BpfLsm(_), None) => return Err(GatesError::Missing("POLICIES")),
+            (Backend::Fanotify(warden), _) => warden.switch(policy),
+        };
         self.views.insert(0, view_of(policy, active.generation()));
         self.views.truncate(2);
         self.digests = policy.rules.len();
         self.signers = describe(&policy.trust.trust.signers);
+        self.trusts_filesystems = !policy.verified_filesystems.is_empty();
+        self.trusted_filesystems.clone_from(&policy.trusted_filesystems);
         let (policy, digests) = (self.view().id.clone(), self.digests);
-        self.recorder.record(Body::PolicyChanged { policy, digests, cause: "catalogs" });
+        self.recorder.record(Body::PolicyChanged { policy, digests, cause });
+        Ok(())
     }
 
     /// Takes in what the folder holds now, and tells what has changed.

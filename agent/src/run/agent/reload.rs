@@ -1,0 +1,130 @@
+//! `portcullis policy reload`: puts the policy file in force as it is now.
+
+use std::{path::Path, sync::Arc};
+
+use indicatif::ProgressBar;
+use portcullis_common::{Choices, Mode};
+use tokio::sync::oneshot;
+
+use super::Agent;
+use crate::{
+    control::{
+        Refusal, ReloadAnswer, Request, preflight_refusal,
+        server::{Answer, Command, FoundOut, json},
+    },
+    kernel::layout::Hashing,
+    policy::Policy,
+    run::{
+        backend::Backend,
+        catalogs::{self, Places, Prepared},
+        preflight::{self, InUse},
+        verified_kinds,
+    },
+};
+
+/// A policy that was read, with all that takes long.
+pub struct Candidate {
+    /// Without catalogs.
+    base: Arc<Policy>,
+    /// With them.
+    prepared: Prepared,
+    /// What runs and would be refused, if that was asked for.
+    refused: Vec<InUse>,
+}
+
+fn refusal(code: u8, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into() }
+}
+
+fn read(file: &Path, places: &Places, in_kernel: bool, look: bool) -> Result<Candidate, Refusal> {
+    let base = Policy::load(file, &ProgressBar::hidden())
+        .map_err(|mistakes| refusal(2, format!("{mistakes}\nthe policy before stays in force")))?;
+    let prepared = catalogs::prepare(&base, places, in_kernel)
+        .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
+    let mut refused = Vec::new();
+    if look {
+        let verified = verified_kinds(&prepared.policy);
+        refused = preflight::refused(
+            preflight::in_use(),
+            |digest| prepared.policy.rule(digest),
+            |device| verified.get(&device).copied().unwrap_or_default(),
+        );
+    }
+    Ok(Candidate { base: Arc::new(base), prepared, refused })
+}
+
+impl Agent {
+    /// Reads the policy file in another thread, and sends the request again with what it says.
+    pub(super) fn read_policy(&self, skip_preflight: bool, answer: oneshot::Sender<Answer>) {
+        let Some(commands) = self.commands.clone() else { return };
+        let (file, places) = (self.policy_file.clone(), self.places.clone());
+        let in_kernel = matches!(self.gates, Backend::BpfLsm(_));
+        let look = self.mode() == Mode::Enforce && !skip_preflight;
+        tokio::spawn(async move {
+            let work = move || read(&file, &places, in_kernel, look);
+            let Ok(read) = tokio::task::spawn_blocking(work).await else { return };
+            let found_out = Some(FoundOut::Policy(read.map(Box::new)));
+            // The agent may be ending.
+            let request = Request::Reload { skip_preflight };
+            let _ = commands.send(Command { request, answer, found_out }).await;
+        });
+    }
+
+    /// Puts it in force, or says why not; then nothing has changed.
+    pub(super) fn reload(&mut self, read: Result<Box<Candidate>, Refusal>) -> Answer {
+        let done = read.and_then(|candidate| self.take_candidate(*candidate));
+        match done {
+            Ok(answer) => json(&answer),
+            Err(refusal) => Answer::Refused(refusal),
+        }
+    }
+
+    fn take_candidate(&mut self, candidate: Candidate) -> Result<ReloadAnswer, Refusal> {
+        let Candidate { base, prepared, refused } = candidate;
+        if self.mode() == Mode::Enforce && prepared.policy.allows_nothing() {
+            let message = "the policy lists no digest, so enforcing it would stop everything";
+            return Err(refusal(1, message));
+        }
+        if !refused.is_empty() {
+            return Err(preflight_refusal(&refused));
+        }
+        if let Some(what) = self.needs_restart(&prepared.policy) {
+            let message = format!("the policy {what} that this agent has not; start it again");
+            return Err(refusal(3, message));
+        }
+        let Prepared { policy, rules, found } = prepared;
+        let switched = self.put_in_force(&policy, rules, "policy reload");
+        switched
+            .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
+        self.take_found(found);
+        // Before the next look at the folder, which would put the policy before in force again.
+        let watched = self.watch_catalogs(&base);
+        watched.map_err(|error| refusal(3, format!("catalogs are not watched: {error}")))?;
+        crate::run::release_memory();
+        Ok(ReloadAnswer { policy: self.view().id.clone(), digests: self.digests })
+    }
+
+    /// What the policy needs that is set up only when an agent starts.
+    fn needs_restart(&self, policy: &Policy) -> Option<&'static str> {
+        let filesystems = policy.trusted_filesystems != self.trusted_filesystems;
+        match &self.gates {
+            Backend::BpfLsm(gates) => {
+                if policy.choices.contains(Choices::INTERPRETERS)
+                    && !gates.active().choices().contains(Choices::INTERPRETERS)
+                    && !gates.is_asked_for(portcullis_common::Gate::Interpreter)
+                {
+                    Some("marks interpreters, which needs gates")
+                } else if !policy.verified_filesystems.is_empty() && !gates.watches_devices() {
+                    Some("trusts verified filesystems, which needs a watch on devices")
+                } else if filesystems && gates.hashing() == Hashing::Agent {
+                    Some("trusts other kinds of filesystem, which needs questions")
+                } else {
+                    None
+                }
+            }
+            Backend::Fanotify(_) => {
+                filesystems.then_some("trusts other kinds of filesystem, which needs questions")
+            }
+        }
+    }
+}
