@@ -85,7 +85,7 @@ pub unsafe fn appraise(
         }
 
         if !hook.hashes {
-            look_up(&mut appraisal, inode, wanted);
+            look_up(&mut appraisal, file, inode, wanted);
             return appraisal;
         }
 
@@ -110,7 +110,7 @@ pub unsafe fn appraise(
 
         let trusted = {
             let generation = appraisal.active.generation();
-            let single = by_fsverity(file, inode, generation);
+            let single = by_fsverity(file, inode, generation, true);
             single.is_some_and(|rule| rule.kinds.intersects(wanted))
                 || verified(inode, generation, wanted).is_some()
         };
@@ -161,7 +161,7 @@ pub unsafe fn appraise(
         let decides = appraisal.rule.denied == 1 || appraisal.rule.kinds.intersects(wanted);
         if decides {
             // The content's own rule comes first.
-        } else if let Some(single) = by_fsverity(file, inode, generation)
+        } else if let Some(single) = by_fsverity(file, inode, generation, true)
             && single.kinds.intersects(wanted)
         {
             let kinds = appraisal.rule.kinds.union(single.kinds);
@@ -215,7 +215,7 @@ pub unsafe fn appraise(
 /// # Safety
 /// As for [`crate::judge::judge`]; `inode` is the file's.
 #[inline(always)]
-unsafe fn look_up(appraisal: &mut Appraisal, inode: *mut Inode, wanted: Kinds) {
+unsafe fn look_up(appraisal: &mut Appraisal, file: *const File, inode: *mut Inode, wanted: Kinds) {
     let generation = appraisal.active.generation();
     // SAFETY: the contract of this function.
     unsafe {
@@ -229,7 +229,11 @@ unsafe fn look_up(appraisal: &mut Appraisal, inode: *mut Inode, wanted: Kinds) {
             return;
         }
         let record = VERDICTS.get_ptr_mut(inode);
-        let is_known = !record.is_null() && load_word(record).is_known();
+        // The agent has counted the writes behind merged files before it hashed.
+        let is_merged = inode_filesystem(inode) == overlay::MAGIC;
+        let is_known = !record.is_null()
+            && load_word(record).is_known()
+            && (!is_merged || (*record).layer_writes == overlay::writes());
         if is_known {
             appraisal.digest = (*record).digest;
             appraisal.cached = load_word(record).is_of(generation);
@@ -237,17 +241,30 @@ unsafe fn look_up(appraisal: &mut Appraisal, inode: *mut Inode, wanted: Kinds) {
             appraisal.word = VerdictWord::new(generation, rule);
             appraisal.rule = rule.unwrap_or_default();
         }
-        if let Some(filesystem) = verified(inode, generation, wanted)
-            && appraisal.rule.denied == 0
-            && !appraisal.rule.kinds.intersects(wanted)
-            && (is_known || !appraisal.active.choices().contains(Choices::CONTENT_COUNTS))
+        let decides = appraisal.rule.denied == 1 || appraisal.rule.kinds.intersects(wanted);
+        let may_trust =
+            !decides && (is_known || !appraisal.active.choices().contains(Choices::CONTENT_COUNTS));
+        if may_trust
+            && let Some(single) = by_fsverity(file, inode, generation, false)
+            && single.kinds.intersects(wanted)
         {
+            let kinds = appraisal.rule.kinds.union(single.kinds);
+            appraisal.rule = Rule { kinds, ..single };
+            appraisal.word = if is_known {
+                VerdictWord::new(generation, Some(appraisal.rule))
+            } else {
+                VerdictWord::without_digest(generation, kinds)
+            };
+        } else if may_trust && let Some(filesystem) = verified(inode, generation, wanted) {
             let kinds = appraisal.rule.kinds.union(filesystem.kinds);
             appraisal.word = VerdictWord::verified(generation, kinds, is_known);
             appraisal.rule = Rule { kinds, ..filesystem };
         } else if !is_known {
             appraisal.reason = Some(Reason::NotAppraised);
             return;
+        }
+        if is_merged {
+            appraisal.word = appraisal.word.of_merged_file();
         }
         if !record.is_null() {
             // Every gate that comes by writes the same, so that the order does not matter: the

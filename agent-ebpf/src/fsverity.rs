@@ -49,10 +49,15 @@ static FSVERITY_DIGESTS: InodeStorage<FsverityDigest> = InodeStorage::new();
 /// The rule for a file by its fs-verity digest, if it has one and the policy lists such.
 ///
 /// # Safety
-/// `file` is the hook's own pointer, and `inode` that of the file.
+/// `inode` is that of the file; if `may_ask`, `file` is the hook's own pointer.
 #[inline(always)]
-pub unsafe fn by_fsverity(file: *const File, inode: *mut Inode, generation: u64) -> Option<Rule> {
-    let is_known = FSVERITY.load() != 0 || FSVERITY_IS_ASKED.load() != 0;
+pub unsafe fn by_fsverity(
+    file: *const File,
+    inode: *mut Inode,
+    generation: u64,
+    may_ask: bool,
+) -> Option<Rule> {
+    let is_known = FSVERITY.load() != 0 || (may_ask && FSVERITY_IS_ASKED.load() != 0);
     if !is_known || !active().choices().contains(Choices::FSVERITY) {
         return None;
     }

@@ -35,7 +35,7 @@ pub fn checks(layout: &Result<Layout, LayoutError>) -> Vec<Check> {
         ftrace(),
         busy(layout),
         jit(),
-        lockdown(),
+        lockdown(layout),
         text_busy(),
     ]
 }
@@ -249,11 +249,15 @@ pub fn may_read_kernel() -> bool {
     lockdown_level() != "confidentiality"
 }
 
-fn lockdown() -> Check {
+fn lockdown(layout: &Result<Layout, LayoutError>) -> Check {
     let (id, title) = ("lockdown", "kernel lockdown");
     let level = lockdown_level();
     if may_read_kernel() {
         return Check::ok(id, title, level);
+    }
+    if layout.as_ref().is_ok_and(|layout| layout.copies_tasks) {
+        let found = format!("{level}: the programs cannot be loaded on this kernel");
+        return Check::failed(id, title, found, "use lockdown=integrity, or Linux 6.1 or later");
     }
     // All else uses typed loads, which every level permits.
     Check::bad(

@@ -40,6 +40,8 @@ pub struct Layout {
     globals: Vec<(&'static str, u32)>,
     /// Whether there is what the programs need that watch the device mapper's devices (from 5.11).
     pub can_watch_devices: bool,
+    /// Whether programs must copy what they read of tasks, which the strictest lockdown refuses.
+    pub copies_tasks: bool,
     /// Whether the digest of files with fs-verity can be seen.
     pub has_fsverity: bool,
     /// The kernel's function that gives this digest, where it has to be asked.
@@ -114,6 +116,7 @@ impl Layout {
         };
         Ok(Self {
             globals,
+            copies_tasks: copied,
             can_judge_scripts: hashing == Hashing::Kernel && opened_name.is_some(),
             has_fsverity: fsverity.is_some() || fsverity_call.is_some(),
             fsverity_call,
@@ -167,10 +170,13 @@ fn fsverity_fields(btf: &Btf<'_>) -> Option<[(&'static str, u32); 4]> {
     let offset = |structure, member| btf.offset(structure, member).ok();
     let size =
         offset("fsverity_info", "tree_params")? + offset("merkle_tree_params", "digest_size")?;
+    // By its older name in 5.10.
+    let digest = offset("fsverity_info", "file_digest")
+        .or_else(|| offset("fsverity_info", "measurement"))?;
     Some([
         ("FSVERITY", 1),
         ("INODE_I_VERITY_INFO", offset("inode", "i_verity_info")?),
-        ("FSVERITY_INFO_FILE_DIGEST", offset("fsverity_info", "file_digest")?),
+        ("FSVERITY_INFO_FILE_DIGEST", digest),
         ("FSVERITY_INFO_DIGEST_SIZE", size),
     ])
 }

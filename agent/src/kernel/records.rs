@@ -144,7 +144,8 @@ impl Records {
     }
 }
 
-fn is_merged(file: &impl AsFd) -> bool {
+/// Whether this is a merged file of an overlay filesystem.
+pub fn is_merged(file: &impl AsFd) -> bool {
     // A file that cannot be asked is none that could be hashed either.
     filesystems::magic_of_file(file).is_ok_and(|magic| magic == filesystems::OVERLAY.magic)
 }

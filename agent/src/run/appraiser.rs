@@ -41,7 +41,7 @@ use crate::{
         check::{Check, State},
         fanotify::{Group, Purpose, Question},
         filesystems, mountpoints,
-        records::Records,
+        records::{self, Records},
         selftest::{self, kernel_device},
     },
     policy::{Policy, places},
@@ -270,8 +270,12 @@ impl Work {
         Ok(Appraised::Not)
     }
 
-    /// Has the kernel ask no more, and keep the inode.
+    /// Has the kernel ask no more, and keep the inode. About a merged file of an overlay it goes on
+    /// asking, as a write to a layer's file does not end such a mark.
     fn hold(&self, group: &Group, file: &File, identity: (u64, u64), purpose: Purpose) {
+        if records::is_merged(file) {
+            return;
+        }
         {
             let mut marked = lock(&self.marked);
             if marked.len() >= MAX_MARKED && !marked.contains(&identity) {

@@ -37,7 +37,7 @@ pub enum Chosen {
 
 /// Rows of `doctor` that no setting of a running kernel mends: it has to be booted otherwise, or
 /// be another one. With the others a wrong switch is no reason to protect less.
-const NOT_TO_BE_HAD: [&str; 4] = ["kernel", "bpf-lsm", "btf", "busy"];
+const NOT_TO_BE_HAD: [&str; 5] = ["kernel", "bpf-lsm", "btf", "busy", "lockdown"];
 
 /// What holds of this kernel for the choice.
 ///
