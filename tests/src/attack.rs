@@ -93,13 +93,18 @@ fn is_about(event: &Value, outcome: &str, attack: &Attack<'_>) -> bool {
     event["type"] == "decision"
         && event["outcome"] == outcome
         && (attack.reasons.iter().any(|reason| event["reason"] == *reason)
-            || (agent_hashes() && event["reason"] == "not-appraised"))
+            || (is_old_kernel() && event["reason"] == "not-appraised"))
 }
 
-/// Whether this kernel cannot hash in its hooks, so that a file may be refused because nobody has
-/// hashed it yet.
-fn agent_hashes() -> bool {
+/// Whether this is Linux 5.10: it cannot hash in its hooks, so that a file may be refused because
+/// nobody has hashed it yet, and other things that the scenarios need are missing too.
+pub fn is_old_kernel() -> bool {
     rustix::system::uname().release().to_bytes().starts_with(b"5.")
+}
+
+/// Says, so that it is seen although the scenario passes, what this kernel has not or does otherwise.
+pub fn note(scenario: &str, what: &str) {
+    println!("@@note {scenario}: {what}");
 }
 
 /// Writes a program, replacing what was there by a new file.

@@ -23,11 +23,14 @@ pub struct Buffer {
 }
 
 impl Ring {
-    /// A new ring with room for one direct descriptor.
+    /// A new ring.
     pub fn new() -> Result<Self> {
-        let ring = IoUring::new(4).context("io_uring")?;
-        ring.submitter().register_files_sparse(1).context("a direct descriptor")?;
-        Ok(Self(ring))
+        Ok(Self(IoUring::new(4).context("io_uring")?))
+    }
+
+    /// Makes room for one direct descriptor (from Linux 5.19).
+    pub fn make_room(&self) -> std::io::Result<()> {
+        self.0.submitter().register_files_sparse(1)
     }
 
     /// Has the kernel hold the mapping's pages for I/O, whatever becomes of the mapping.
@@ -56,6 +59,7 @@ impl Ring {
 
     /// Opens a file for writing as a descriptor that only this ring has.
     pub fn open_direct(&mut self, path: &CStr) -> Result<()> {
+        self.make_room().context("a direct descriptor")?;
         let here = types::Fd(libc::AT_FDCWD);
         let slot = types::DestinationSlot::try_from_slot_target(SLOT).ok().context("a slot")?;
         let open = opcode::OpenAt::new(here, path.as_ptr()).flags(libc::O_RDWR);

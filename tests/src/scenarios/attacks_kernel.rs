@@ -79,10 +79,16 @@ pub fn modules() -> Result<()> {
         },
         Attack::unlisted("a changed module, loaded on demand through modprobe", &on_demand),
     ];
-    // Linux 6.1 of Debian cannot unpack modules.
+    // Linux 6.1 of Debian cannot unpack modules, and 5.10 does not know the flag.
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    if release.starts_with("6.1.") {
-        println!("  this kernel takes no compressed modules");
+    if attack::is_old_kernel() || release.starts_with("6.1.") {
+        let done = finit_module(&File::open(&packed)?, COMPRESSED);
+        let error = std::io::Error::last_os_error().raw_os_error();
+        ensure!(
+            done == -1 && matches!(error, Some(libc::EINVAL | libc::EOPNOTSUPP)),
+            "a compressed module: {error:?}"
+        );
+        attack::note("kernel-modules", "this kernel takes no compressed modules");
     } else {
         attacks.push(Attack::unlisted("finit_module of a compressed module", &compressed));
     }

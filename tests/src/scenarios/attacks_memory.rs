@@ -12,6 +12,7 @@ use super::{base_policy, fresh, list};
 use crate::{
     agent::Agent,
     attack::{self, Attack, Attempt, evil, exec_descriptor, good, install, map_as_code},
+    events,
     mapping::{MapFlags, ProtFlags},
 };
 
@@ -58,6 +59,14 @@ pub fn files() -> Result<()> {
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)?;
     let path =
         format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
+    if attack::is_old_kernel() {
+        let mark = events::mark()?;
+        let attempt = attack::exec_path(&path)?;
+        ensure!(attempt == Attempt::Refused, "a sealed memfd ran: mend docs/limits.md");
+        events::wait_for(mark, "the refused memfd", |event| event["reason"] == "not-appraised")?;
+        attack::note("memory-files", "sealed memfds are refused on this kernel too");
+        return agent.stop();
+    }
     let status = Command::new(path).status()?;
     ensure!(
         status.code() == Some(i32::from(attack::GOOD)),

@@ -15,16 +15,16 @@ use rustix::{
     fs::{FallocateFlags, fallocate, sendfile},
     io::{ReadWriteFlags, pwritev2},
     mm::{MprotectFlags, mprotect},
-    mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount},
+    mount::{MountFlags, mount, mount_bind},
     pipe::{IoSliceRaw, SpliceFlags, pipe, splice, vmsplice},
 };
 
 use super::{
-    fresh,
+    fresh, unmount_soon,
     victim::{self, BLOCK, Change, Victim},
 };
 use crate::{
-    attack::c_path,
+    attack::{c_path, is_old_kernel, note},
     mapping::{MapFlags, Mapping, ProtFlags},
     raw::{self, LoopDevice},
     ring::Ring,
@@ -41,6 +41,7 @@ pub fn calls() -> Result<()> {
         let path = Path::new(folder).join("victim");
         let victim = Victim::of_size(&path, BLOCKS * BLOCK)?;
         let mut changes = writes(&victim);
+        changes.extend(without_descriptor(&victim)?);
         changes.extend(allocations(&victim));
         if folder.starts_with("/data") {
             changes.extend(descriptors(&victim));
@@ -77,14 +78,6 @@ fn writes<'v>(victim: &'v Victim<'v>) -> Vec<Change<'v>> {
             let mut ring = Ring::new()?;
             let file = ring.open(&c_path(path)?)?;
             whole(victim, ring.write(&file, evil)?)
-        }),
-        Change::new("io_uring open and write without a descriptor", move || {
-            let mut ring = Ring::new()?;
-            ring.open_direct(&c_path(path)?)?;
-            whole(victim, ring.write_direct(evil)?)?;
-            ring.close_direct()?;
-            drop(ring);
-            raw::wait_for_no_writer(path)
         }),
         Change::new("io_submit", move || whole(victim, raw::submit_write(&writable(path)?, evil)?)),
         Change::new("splice from a pipe", move || {
@@ -140,6 +133,24 @@ fn writes<'v>(victim: &'v Victim<'v>) -> Vec<Change<'v>> {
     ]
 }
 
+/// A file that is opened and written with no descriptor that a process could show.
+fn without_descriptor<'v>(victim: &'v Victim<'v>) -> Result<Option<Change<'v>>> {
+    if is_old_kernel() {
+        let refused = Ring::new()?.make_room().err().and_then(|error| error.raw_os_error());
+        ensure!(refused == Some(libc::EINVAL), "direct descriptors: {refused:?}");
+        note("change-by-any-call", "this kernel's io_uring makes no direct descriptors");
+        return Ok(None);
+    }
+    Ok(Some(Change::new("io_uring open and write without a descriptor", move || {
+        let mut ring = Ring::new()?;
+        ring.open_direct(&c_path(victim.path)?)?;
+        whole(victim, ring.write_direct(&victim.evil)?)?;
+        ring.close_direct()?;
+        drop(ring);
+        raw::wait_for_no_writer(victim.path)
+    })))
+}
+
 /// Ways to a descriptor that can write.
 fn descriptors<'v>(victim: &'v Victim<'v>) -> Vec<Change<'v>> {
     let (path, evil) = (victim.path, &victim.evil);
@@ -158,13 +169,13 @@ fn descriptors<'v>(victim: &'v Victim<'v>) -> Vec<Change<'v>> {
             fs::create_dir_all(other)?;
             mount_bind(folder, other)?;
             let written = fs::write(other.join(name), evil);
-            unmount(other, UnmountFlags::empty())?;
+            unmount_soon(other)?;
             Ok(written?)
         }),
         Change::new("another mount namespace", move || {
             let (folder, name) = place(path)?;
             let script = format!(
-                "mount --bind {0} /mnt && cat {0}/evil > /mnt/{1} && umount /mnt",
+                "mount --bind {0} /mnt && cat {0}/evil > /mnt/{1} && (umount /mnt || (sleep 1; umount /mnt))",
                 folder.display(),
                 name.display()
             );
@@ -256,7 +267,7 @@ fn on_disk<'v>(victim: &'v Victim<'v>) -> Vec<Change<'v>> {
             fs::create_dir_all(other)?;
             mount("/dev/vda", other, "ext4", MountFlags::empty(), None)?;
             let written = fs::write(other.join(path.strip_prefix("/data")?), evil);
-            unmount(other, UnmountFlags::empty())?;
+            unmount_soon(other)?;
             Ok(written?)
         }),
     ]

@@ -34,7 +34,7 @@ pub fn honoured() -> Result<()> {
     install(&listed, &good("execve-check")?)?;
     install(&unlisted, &evil("execve-check")?)?;
     if ask(&listed)?.is_none() {
-        println!("@@note execve-check: AT_EXECVE_CHECK is not offered by this kernel");
+        attack::note("execve-check", "AT_EXECVE_CHECK is not offered by this kernel");
         return Ok(());
     }
     let answer = |path| Ok(ask(path)?.unwrap_or(Attempt::Ran));

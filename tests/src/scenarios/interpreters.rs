@@ -15,7 +15,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{base_policy, fresh, list};
 use crate::{
-    agent::{Agent, Policy},
+    agent::{Agent, Policy, json},
     attack::{self, Attack, Attempt, EVIL, GOOD, exec},
 };
 
@@ -64,6 +64,9 @@ pub fn by_name() -> Result<()> {
     fs::hard_link(&evil, lab.join("hard.sh"))?;
     mknodat(CWD, lab.join("fifo"), FileType::Fifo, Mode::RWXU, 0)?;
     let policy = policy(&[&listed, &start_up])?;
+    if attack::is_old_kernel() {
+        return mark_does_nothing(&policy, &evil);
+    }
 
     let given = |arguments: &[&str]| exec(shell().current_dir(lab).args(arguments));
     let path = evil.display().to_string();
@@ -157,6 +160,22 @@ pub fn by_name() -> Result<()> {
             },
         ],
     )
+}
+
+/// Linux 5.10 has nothing to judge scripts with that are given by name; `status` says so. What is
+/// started by exec is judged all the same.
+fn mark_does_nothing(policy: &Policy, evil: &Path) -> Result<()> {
+    attack::note("interpreter-scripts", "the mark does nothing on this kernel");
+    let agent = Agent::start(policy, "enforce", &["--skip-preflight"])?;
+    let status = json(&["status", "--json"])?;
+    let checks = status["checks"].as_array().context("checks")?;
+    let check = checks.iter().find(|check| check["id"] == "interpreters").context("no check")?;
+    ensure!(check["state"] == "warning" && check["mend"].is_string(), "{check}");
+    let by_name = exec(shell().arg(evil))?;
+    ensure!(by_name == Attempt::Ran, "it is refused: take it out of docs/limits.md");
+    attack::install(evil, format!("#!{SHELL}\n{}", script(EVIL, "by exec")).as_bytes())?;
+    ensure!(attack::exec_path(evil)? == Attempt::Refused, "a script that was started by exec");
+    agent.stop()
 }
 
 fn named<'a>(how: &str, attempt: &'a dyn Fn() -> Result<Attempt>) -> Attack<'a> {

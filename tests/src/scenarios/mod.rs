@@ -36,12 +36,20 @@ use std::{
     fs,
     path::Path,
     process::{Command, ExitCode},
-    time::Instant,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::{
+    io::Errno,
+    mount::{UnmountFlags, unmount},
+};
 
-use crate::agent::{Policy, text};
+use crate::{
+    agent::{PATIENCE, Policy, text},
+    attack::is_old_kernel,
+};
 
 pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
@@ -186,6 +194,19 @@ fn fresh(path: &str) -> Result<&Path> {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder)?;
     Ok(folder)
+}
+
+/// Unmounts a filesystem; on Linux 5.10 it may be busy for a moment, as the agent hashes a file on it.
+fn unmount_soon(at: &Path) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match unmount(at, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if is_old_kernel() && Instant::now() < end => {
+                sleep(Duration::from_millis(20));
+            }
+            done => return done.with_context(|| format!("unmounting {}", at.display())),
+        }
+    }
 }
 
 /// Loads a module, if it is not loaded or built in.
