@@ -228,8 +228,14 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
     let mut batches = Vec::new();
     for kernel in kernels {
         let runs = |machine: &str, where_from: &str| {
-            let is_for_old =
-                machine.split(';').next().unwrap_or_default().split(',').any(|flag| flag == "old");
+            let flags = machine.split(';').next().unwrap_or_default();
+            let has = |wanted: &str| flags.split(',').any(|flag| flag == wanted);
+            let is_for_old = has("old");
+            // What does not depend on the kernel is tried on one of those that are the default.
+            let is_the_one = SERIES.last().is_some_and(|last| *last == kernel.name);
+            if has("once") && args.kernel.is_empty() && !is_the_one {
+                return false;
+            }
             match (kernel.is_old(), is_for_old) {
                 (false, is_for_old) => !is_for_old,
                 // Everything, if this kernel was asked for.
@@ -302,7 +308,7 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
     for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
         match flag {
             "smp2" => vm.smp = 2,
-            "old" => {}
+            "old" | "once" => {}
             "usb" => vm.usb_stick = true,
             "share" => vm.share = true,
             "xfs" => vm.xfs_disk = true,

@@ -72,14 +72,19 @@ const fn usual(name: &'static str, run: fn() -> Result<()>) -> Scenario {
     Scenario { name, machine: USUAL, run }
 }
 
+/// What the agent does with what it reads, whatever the kernel is.
+const fn once(name: &'static str, run: fn() -> Result<()>) -> Scenario {
+    on("once;", name, run)
+}
+
 const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) -> Scenario {
     Scenario { name, machine, run }
 }
 
 /// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
 /// `smp2` (two processors), `usb` (a stick with an ext4 filesystem), `share` (a folder of the host
-/// as 9p), `xfs` (a second disk), `debian` (a Debian userland instead of the small one) and `old`
-/// (only on a kernel whose gates cannot hash).
+/// as 9p), `xfs` (a second disk), `debian` (a Debian userland instead of the small one), `old` (only on a kernel
+/// whose gates cannot hash) and `once` (by default on the newest of the usual kernels only).
 pub const ALL: &[Scenario] = &[
     usual("exec-unlisted", attacks_exec::unlisted),
     usual("exec-through-loader", attacks_exec::loader),
@@ -107,10 +112,10 @@ pub const ALL: &[Scenario] = &[
     usual("churn", churn::scenario),
     usual("catalogs", catalogs::join_and_leave),
     usual("catalogs-taken-back", catalogs::taken_back),
-    usual("catalogs-bounds", catalogs::bounds),
-    usual("catalogs-new-key", catalogs::new_key),
-    usual("policy-reload", catalogs::reload),
-    usual("catalogs-and-time", catalogs::time),
+    once("catalogs-bounds", catalogs::bounds),
+    once("catalogs-new-key", catalogs::new_key),
+    once("policy-reload", catalogs::reload),
+    once("catalogs-and-time", catalogs::time),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("verified-filesystem", verified::filesystem),
@@ -125,17 +130,17 @@ pub const ALL: &[Scenario] = &[
     usual("overlay-kept-descriptor", attacks_overlay::kept_descriptor),
     usual("mounted-devices", attacks_device::mounted),
     usual("events-flood", events_stream::flood),
-    usual("events-schema", events_stream::schema),
-    usual("events-full-disk", events_stream::full_disk),
+    once("events-schema", events_stream::schema),
+    once("events-full-disk", events_stream::full_disk),
     usual("agent-ends", life::ends),
     usual("agent-restart-without-gap", life::restart_without_gap),
     usual("agent-refuses-to-brick", life::refuses_to_brick),
     usual("agent-footprint", life::footprint),
     usual("agent-requests", life::requests),
-    usual("bad-input", bad_input::bad_input),
-    usual("explain", bad_input::explain),
-    usual("policy-100000-digests", policy_size::hundred_thousand),
-    usual("scan", scan::scan),
+    once("bad-input", bad_input::bad_input),
+    once("explain", bad_input::explain),
+    once("policy-100000-digests", policy_size::hundred_thousand),
+    once("scan", scan::scan),
     usual("known-limits", limits::known),
     on("smp2;", "audit-soak", soak::audit),
     on("debian;", "audit-soak-debian", soak_debian::audit),
