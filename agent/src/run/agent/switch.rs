@@ -14,6 +14,7 @@ use crate::{
         allowlist::Allowlist,
         check::{Check, State},
         gates::GatesError,
+        mounts,
     },
     policy::{Policy, trust::describe},
     run::{
@@ -94,6 +95,9 @@ impl Agent {
         rules: Option<Allowlist>,
         cause: &'static str,
     ) -> Result<(), GatesError> {
+        // What the policy closes is closed when it comes into force; what it opens, after that.
+        let closed = mounts::closed_devices(policy.choices.union(self.gates.active().choices()));
+        self.gates.set_mounted_devices(&closed)?;
         let mode = self.mode();
         let active = match (&mut self.gates, rules) {
             (Backend::BpfLsm(gates), Some(rules)) => gates.switch(policy, rules, mode)?,
