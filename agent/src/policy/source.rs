@@ -243,22 +243,16 @@ impl Reader<'_> {
     }
 
     fn version(&mut self, value: &Value<'_>) -> Option<u64> {
-        let number = value
-            .get_ref()
-            .as_integer()
-            .and_then(|integer| u64::from_str_radix(integer.as_str(), integer.radix()).ok());
-        match number {
-            Some(number) if (1..=u64::MAX >> 1).contains(&number) => Some(number),
-            _ => {
-                let what = value.get_ref().type_str();
-                self.report_help(
-                    value.span().start,
-                    format!("`version` must be a whole number from 1, not this {what}"),
-                    "write it without quotes and raise it with every change: version = 1",
-                );
-                None
-            }
+        let number = whole_number(value);
+        if number.is_none() {
+            let what = value.get_ref().type_str();
+            self.report_help(
+                value.span().start,
+                format!("`version` must be a whole number from 1, not this {what}"),
+                "write it without quotes and raise it with every change: version = 1",
+            );
         }
+        number
     }
 
     fn string<'v>(&mut self, value: &'v Value<'_>, key: &str) -> Option<&'v str> {
@@ -456,7 +450,7 @@ impl Reader<'_> {
         if elements.is_empty() {
             self.report_help(
                 value.span().start,
-                "`kinds` is empty, so the digest would be allowed as nothing",
+                "`kinds` is empty, so nothing would be allowed",
                 format!("name at least one of {}", words(kind_words().map(|(word, _)| word))),
             );
             return None;
@@ -468,6 +462,13 @@ impl Reader<'_> {
         }
         kinds
     }
+}
+
+/// A version: from 1, and no larger than other tools can write.
+fn whole_number(value: &Value<'_>) -> Option<u64> {
+    let integer = value.get_ref().as_integer()?;
+    let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok()?;
+    (1..=u64::MAX >> 1).contains(&number).then_some(number)
 }
 
 fn kind_words() -> impl Iterator<Item = (&'static str, Kinds)> + Clone {

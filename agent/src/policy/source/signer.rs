@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use portcullis_common::{Digest, Kinds};
 use toml::de::{DeTable, DeValue};
 
-use super::{Reader, Value, words};
+use super::{Reader, Value, whole_number, words};
 use crate::{
     policy::{
         manifest::{NAME_MAX, is_name},
@@ -170,20 +170,24 @@ impl Reader<'_> {
         let valid_from = table.get("valid_from").map(|written| self.instant(written, "valid_from"));
         let valid_until =
             table.get("valid_until").map(|written| self.instant(written, "valid_until"));
-        let anchors = anchors?;
-        let is_key = |(anchor, _): &(AnchorSource, _)| matches!(anchor, AnchorSource::Key(_));
-        if anchors.iter().any(is_key) && requirements != Requirements::default() {
-            self.report_help(
-                start,
-                "`subject` and `usage` say what a certificate must say, and this signer is a key",
-                "remove them, or name a certificate",
-            );
-        }
         let valid = (valid_from.flatten(), valid_until.flatten());
-        if let (Some(from), Some(until)) = valid
+        if let ((Some(from), Some(until)), Some(written)) = (valid, table.get("valid_until"))
             && from >= until
         {
-            self.report_help(start, "`valid_until` is before `valid_from`", "exchange them");
+            let message = "`valid_until` is not after `valid_from`";
+            self.report_help(written.span().start, message, "exchange them, or mend one");
+        }
+        let anchors = anchors?;
+        let is_key = |(anchor, _): &(AnchorSource, _)| matches!(anchor, AnchorSource::Key(_));
+        if anchors.iter().any(is_key) {
+            for key in ["subject", "usage"] {
+                let Some(written) = table.get(key) else { continue };
+                self.report_help(
+                    written.span().start,
+                    format!("`{key}` says what a certificate must say, and this signer is a key"),
+                    "remove it, or name a certificate",
+                );
+            }
         }
         Some(SignerSource {
             name: name?,
@@ -245,10 +249,22 @@ impl Reader<'_> {
                         "the first version that is good: below = 13",
                     );
                 };
-                let below = self.version(below);
+                let below = self.first_version(below);
                 Some(Revoked::Catalog { name: name?, below: below? })
             }
         }
+    }
+
+    fn first_version(&mut self, written: &Value<'_>) -> Option<u64> {
+        let version = whole_number(written);
+        if version.is_none() {
+            self.report_help(
+                written.span().start,
+                "`below` must be a whole number from 1",
+                "write the first version that is good, without quotes: below = 13",
+            );
+        }
+        version
     }
 
     fn lacking<T>(&mut self, offset: usize, key: &str, help: &str) -> Option<T> {
@@ -284,17 +300,18 @@ impl Reader<'_> {
             self.report_help(written.span().start, format!("`{key}` names no file"), "name one");
             return None;
         }
-        each.into_iter()
-            .map(|written| {
-                let path = self.string(written, key)?;
-                let start = written.span().start;
-                if path.is_empty() || path.contains('\0') {
-                    self.report_help(start, format!("`{key}` has no usable path"), "name a file");
-                    return None;
-                }
-                Some((make(path.into()), start))
-            })
-            .collect()
+        let mut found = Vec::with_capacity(each.len());
+        // Each is looked at, also after one with a mistake.
+        for written in &each {
+            let Some(path) = self.string(written, key) else { continue };
+            let start = written.span().start;
+            if path.is_empty() || path.contains('\0') {
+                self.report_help(start, format!("`{key}` has no usable path"), "name a file");
+                continue;
+            }
+            found.push((make(path.into()), start));
+        }
+        (found.len() == each.len()).then_some(found)
     }
 
     fn signs(&mut self, written: &Value<'_>) -> Option<Signs> {
@@ -307,9 +324,12 @@ impl Reader<'_> {
             );
             return None;
         };
-        elements.iter().try_fold(Signs::NONE, |all, element| {
-            Some(all.union(self.word(element, "signature", SIGNS.iter().copied())?))
-        })
+        let mut signs = Some(Signs::NONE);
+        for element in elements.iter() {
+            let one = self.word(element, "signature", SIGNS.iter().copied());
+            signs = signs.zip(one).map(|(signs, one)| signs.union(one));
+        }
+        signs
     }
 
     fn requirements(&mut self, table: &DeTable<'_>) -> Requirements {
@@ -351,11 +371,17 @@ impl Reader<'_> {
     }
 }
 
-/// Fingerprints as `openssl x509 -fingerprint` prints them have colons.
+/// Fingerprints as `openssl x509 -fingerprint -sha256` prints them have colons.
 fn without_colons<'i>(written: &Value<'i>) -> Value<'i> {
     let plain = match written.get_ref() {
-        DeValue::String(text) => DeValue::String(text.replace(':', "").to_ascii_lowercase().into()),
+        DeValue::String(text) => {
+            let digits = text.strip_prefix("sha256:").unwrap_or(text);
+            DeValue::String(digits.replace(':', "").to_ascii_lowercase().into())
+        }
         other => other.clone(),
     };
     Value::new(written.span(), plain)
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,8 +121,7 @@ kinds = ["library"]
          prints it",
         "p.toml:12:1: unknown key `digets` in [[allow]]; did you mean `digest`?",
         "p.toml:13:10: unknown kind \"executble\"; did you mean \"executable\"?",
-        "p.toml:17:9: `kinds` is empty, so the digest would be allowed as nothing; name at \
-         least one of `executable`, `library`, `script`, `module`, `firmware`, `kexec`, `jit`, \
+        "p.toml:17:9: `kinds` is empty, so nothing would be allowed; name at least one of `executable`, `library`, `script`, `module`, `firmware`, `kexec`, `jit`, \
              `interpreter`",
         "p.toml:20:10: `z` is not a hexadecimal digit; copy the digest as sha256sum prints it",
         "p.toml:21:1: unknown key `kinds` in [[deny]]; a denied digest is denied as every kind",
