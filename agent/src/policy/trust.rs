@@ -305,7 +305,7 @@ impl PolicyTrust {
         let known = self.trust.signers.iter().position(|signer| signer.name == name);
         let Some(known) = known else { return Ok(()) };
         let successor = Signer { anchor, ..self.trust.signers[known].clone() };
-        self.signs.push(self.signs[known]);
+        self.signs.push(self.signs.get(known).copied().unwrap_or_default());
         self.trust.signers.push(successor);
         Ok(())
     }
@@ -398,3 +398,6 @@ pub(super) fn requirements(
     let purpose = usage.map(str::parse).transpose().ok()?;
     Some(Requirements { organization, organizational_unit, common_name, purpose })
 }
+
+#[cfg(test)]
+mod tests;

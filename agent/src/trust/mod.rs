@@ -20,7 +20,7 @@ mod rejected;
 pub mod sign;
 pub mod signer;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verified;
 
 use std::collections::BTreeSet;

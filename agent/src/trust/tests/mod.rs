@@ -5,5 +5,5 @@ mod chains;
 mod forged;
 mod hostile;
 mod keys;
-mod pki;
+pub(crate) mod pki;
 mod signing;
