@@ -113,9 +113,10 @@ pub(super) fn open(
     let attached = document.signatures.get(&Form::Attached);
     let text = match attached {
         Some(message) => {
-            let message = folder::read(message, MAX_DOCUMENT).map_err(unreadable)?;
-            let (text, signed) = trust.open_message(&message, Signs::CATALOG, now)?;
+            let bytes = folder::read(message, MAX_DOCUMENT).map_err(unreadable)?;
+            let (text, signed) = trust.open_message(&bytes, Signs::CATALOG, now)?;
             by.extend(signed);
+            check_beside(message, &text)?;
             text
         }
         None => folder::read(&document.path, MAX_DOCUMENT).map_err(unreadable)?,
@@ -138,6 +139,21 @@ pub(super) fn open(
         ));
     }
     Ok((text, by))
+}
+
+/// A message holds its text; if the text lies beside it as well, it must be the same, or nobody could
+/// tell which of the two counts.
+fn check_beside(message: &Path, text: &[u8]) -> Result<(), Why> {
+    let beside = message.with_extension("");
+    let is_same = match beside.try_exists() {
+        Ok(false) => true,
+        _ => folder::read(&beside, MAX_DOCUMENT).is_ok_and(|beside| beside == text),
+    };
+    if is_same {
+        return Ok(());
+    }
+    let name = beside.file_name().unwrap_or_default().to_string_lossy();
+    Err(("content-differs", format!("{name} beside it is another text; remove one of the two")))
 }
 
 /// What a catalog holds, in short.
@@ -291,3 +307,6 @@ impl Reading {
         news
     }
 }
+
+#[cfg(test)]
+mod tests;
