@@ -1,6 +1,8 @@
 //! What the scenarios about signatures need: keys, certificates and signed catalogs, made as a maker
 //! would make them, with OpenSSL and with our own tool.
 
+mod hostile;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -20,14 +22,20 @@ use crate::{
 /// * `ca.crt`, an authority; `leaf.crt`, which it has issued, and `other.crt`, which nobody has;
 /// * `operator.pub.pem`, an Ed25519 key;
 /// * `program`, `tool`, `sleeper` and `evil`, programs that no policy lists;
-/// * `NAME/NAME.catalog` with a signature, for each `NAME` below.
+/// * `NAME/NAME.catalog` with a signature, for each `NAME` below;
+/// * what must be refused in `hostile`, and `expired`.
 pub fn make(built: &Built, folder: &Path) -> Result<()> {
     let lab = Lab { built, folder: folder.to_owned() };
     fs::create_dir_all(folder)?;
     lab.authority("ca", "ACME CA")?;
     lab.authority("other", "Mallory CA")?;
-    lab.leaf("leaf", "ca", "ACME release")?;
-    lab.leaf("mallory", "other", "Mallory release")?;
+    for (name, issuer, subject) in
+        [("leaf", "ca", "ACME release"), ("mallory", "other", "Mallory release")]
+    {
+        let extensions = "keyUsage=critical,digitalSignature\nextendedKeyUsage=codeSigning\n\
+                          basicConstraints=critical,CA:FALSE\n";
+        lab.leaf(&Leaf { name, issuer, subject, key: &["rsa:3072"], extensions })?;
+    }
     quietly(command(&lab.agent(), ["key", "generate", "-o"]).arg(lab.path("operator.pem")))?;
     for name in ["program", "tool", "evil"] {
         let mut write = Command::new(&built.guest);
@@ -64,7 +72,18 @@ pub fn make(built: &Built, folder: &Path) -> Result<()> {
     lab.openssl("untrusted", "mallory", "other")?;
     lab.catalog("changed", "changed", "1", &["program"], &[])?;
     lab.openssl("changed", "leaf", "ca")?;
-    lab.catalog("changed", "changed", "1", &["evil"], &[])
+    lab.catalog("changed", "changed", "1", &["evil"], &[])?;
+    hostile::make(&lab)
+}
+
+/// A signer's certificate and key, for a year from now.
+struct Leaf<'a> {
+    name: &'a str,
+    issuer: &'a str,
+    subject: &'a str,
+    /// What `openssl req -newkey` takes.
+    key: &'a [&'a str],
+    extensions: &'a str,
 }
 
 struct Lab<'a> {
@@ -109,16 +128,15 @@ impl Lab<'_> {
         ])
     }
 
-    fn leaf(&self, name: &str, issuer: &str, subject: &str) -> Result<()> {
-        let extensions = "keyUsage=critical,digitalSignature\nextendedKeyUsage=codeSigning\n\
-                          basicConstraints=critical,CA:FALSE\n";
+    fn leaf(&self, leaf: &Leaf<'_>) -> Result<()> {
+        let Leaf { name, issuer, subject, key, extensions } = leaf;
         fs::write(self.path("leaf.cnf"), extensions)?;
-        let (key, request) = (format!("{name}.pem"), format!("{name}.csr"));
+        let (file, request) = (format!("{name}.pem"), format!("{name}.csr"));
         let subject = format!("/O=ACME/CN={subject}");
-        self.run(&[
-            "req", "-new", "-newkey", "rsa:3072", "-nodes", "-keyout", &key, "-out", &request,
-            "-subj", &subject,
-        ])?;
+        let mut words = vec!["req", "-new", "-nodes", "-keyout", &file, "-out", &request];
+        words.extend(["-subj", &subject, "-newkey"]);
+        words.extend(*key);
+        self.run(&words)?;
         self.run(&[
             "x509",
             "-req",
@@ -135,6 +153,42 @@ impl Lab<'_> {
             "-extfile",
             "leaf.cnf",
         ])
+    }
+
+    /// A certificate that is valid between two dates, by another one or by itself.
+    fn dated(
+        &self,
+        name: &str,
+        issuer: &str,
+        extensions: &str,
+        (from, until): (&str, &str),
+    ) -> Result<()> {
+        // `openssl x509` of Debian 12 counts days from now on only; `openssl ca` takes dates.
+        let config = "[ca]\ndefault_ca=d\n[d]\ndatabase=dated.db\nnew_certs_dir=.\n\
+                      rand_serial=yes\ndefault_md=sha256\npolicy=p\nunique_subject=no\n[p]\n\
+                      organizationName=optional\ncommonName=optional\n";
+        for (file, content) in [("dated.cnf", config), ("dated.db", ""), ("dated.ext", extensions)]
+        {
+            fs::write(self.path(file), content)?;
+        }
+        let (key, request) = (format!("{name}.pem"), format!("{name}.csr"));
+        let subject = format!("/O=ACME/CN={name}");
+        let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+        let mut words = vec!["req", "-new", "-nodes", "-keyout", &key, "-out", &request];
+        words.extend(["-subj", &subject]);
+        words.extend(curve);
+        self.run(&words)?;
+        let (by, by_key) = (format!("{issuer}.crt"), format!("{issuer}.pem"));
+        let output = format!("{name}.crt");
+        let mut words = vec!["ca", "-batch", "-notext", "-config", "dated.cnf", "-extfile"];
+        words.extend(["dated.ext", "-in", &request, "-out", &output, "-keyfile", &by_key]);
+        words.extend(["-startdate", from, "-enddate", until]);
+        if name == issuer {
+            words.push("-selfsign");
+        } else {
+            words.extend(["-cert", &by]);
+        }
+        self.run(&words)
     }
 
     fn catalog(

@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// What the host has made.
-const SIGNED: &str = "/files/signed";
+pub(super) const SIGNED: &str = "/files/signed";
 /// The agent's folder of catalogs.
-const FOLDER: &str = "/var/lib/portcullis/catalogs";
+pub(super) const FOLDER: &str = "/var/lib/portcullis/catalogs";
 /// Which versions were in force.
 const SEEN: &str = "/var/lib/portcullis/catalogs.json";
 
 /// A policy that trusts a maker for some kinds, and an operator for programs.
-fn policy(maker_kinds: &str) -> Result<Policy> {
+pub(super) fn policy(maker_kinds: &str) -> Result<Policy> {
     let _ = fs::remove_dir_all(FOLDER);
     let _ = fs::remove_file(SEEN);
     let policy = base_policy(&[])?;
@@ -40,7 +40,7 @@ fn policy(maker_kinds: &str) -> Result<Policy> {
 }
 
 /// Puts a catalog and its signature into the agent's folder, as a copy does: one after the other.
-fn drop_in(name: &str) -> Result<()> {
+pub(super) fn drop_in(name: &str) -> Result<()> {
     for entry in fs::read_dir(Path::new(SIGNED).join(name))? {
         let entry = entry?;
         fs::copy(entry.path(), Path::new(FOLDER).join(entry.file_name()))?;
@@ -55,7 +55,7 @@ fn take_away(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn wait_for(mark: events::Mark, file: &str, state: &str) -> Result<Value> {
+pub(super) fn wait_for(mark: events::Mark, file: &str, state: &str) -> Result<Value> {
     events::wait_for(mark, &format!("{file} {state}"), |event| {
         event["type"] == "catalog"
             && event["state"] == state
@@ -73,7 +73,7 @@ fn wait_for_refusal(mark: events::Mark, file: &str, reason: &str) -> Result<()> 
 }
 
 /// Copies of what the host has made, on a filesystem that is not the initramfs.
-fn programs() -> Result<[std::path::PathBuf; 3]> {
+pub(super) fn programs() -> Result<[std::path::PathBuf; 3]> {
     let lab = fresh("/tmp/catalogs")?;
     let copy = |name: &str| -> Result<_> {
         let path = lab.join(name);
@@ -84,7 +84,7 @@ fn programs() -> Result<[std::path::PathBuf; 3]> {
     Ok([copy("program")?, copy("tool")?, copy("evil")?])
 }
 
-fn attempt(path: &Path, expected: Attempt, when: &str) -> Result<()> {
+pub(super) fn attempt(path: &Path, expected: Attempt, when: &str) -> Result<()> {
     let found = exec_path(path)?;
     ensure!(found == expected, "{when}: {} {found:?}", path.display());
     Ok(())

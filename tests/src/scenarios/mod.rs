@@ -16,6 +16,7 @@ mod attacks_write;
 mod attacks_writer;
 mod bad_input;
 mod catalogs;
+mod catalogs_hostile;
 mod churn;
 mod events_stream;
 mod execve_check;
@@ -116,6 +117,7 @@ pub const ALL: &[Scenario] = &[
     once("catalogs-new-key", catalogs::new_key),
     once("policy-reload", catalogs::reload),
     once("catalogs-and-time", catalogs::time),
+    once("catalogs-hostile", catalogs_hostile::refused),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("verified-filesystem", verified::filesystem),
