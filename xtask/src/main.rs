@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod debian;
 mod demo;
+mod fuzz;
 mod initramfs;
 mod kernel;
 mod setup;
@@ -38,6 +39,8 @@ enum Task {
     Bench(bench::Bench),
     /// Live a commissioning: scan, policy, audit, enforce, and attacks that are refused
     Demo(demo::Args),
+    /// Drive what reads input from outside with libFuzzer; what is found stays in `target/fuzz`
+    Fuzz(fuzz::Args),
     /// Run every check: format, lints, unit tests, licences, and the scenarios on real kernels
     Test(test::Args),
     /// Run a command in a virtual machine that has `portcullis` on its PATH
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             })
         }
         Task::Bench(bench) => bench::bench(&bench),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Demo(args) => demo::demo(&args),
         Task::Test(args) => test::test(&args),
         Task::Vm(args) => vm::main(&args),

@@ -27,6 +27,8 @@ const LLVM: &str = "/usr/lib/llvm-22";
 pub enum For {
     /// Building the binary.
     Building,
+    /// Driving parsers with inputs that nobody thought of.
+    Fuzzing,
     /// Booting a kernel with a small userland.
     Machines,
     /// Booting a Debian userland.
@@ -75,9 +77,10 @@ const COMPILER: [Package; 6] = [
     package("g++", For::Building, "links bpf-linker with that LLVM", None),
 ];
 
-const PACKAGES: [Package; 16] = [
+const PACKAGES: [Package; 17] = [
     package("gcc", For::Building, "links the binaries", Some("gcc")),
     package("libc6-dev", For::Building, "the static C library", None),
+    package("g++", For::Fuzzing, "compiles what drives the parsers", Some("g++")),
     package(QEMU, For::Machines, "runs real kernels, in software if need be", Some(EMULATOR)),
     package(
         "busybox-static",

@@ -86,7 +86,7 @@ fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
 }
 
 fn format() -> Result<()> {
-    for folder in [root(), root().join("agent-ebpf")] {
+    for folder in [root(), root().join("agent-ebpf"), root().join("fuzz")] {
         run(cargo(["fmt", "--all", "--check"]).current_dir(folder))?;
     }
     Ok(())
