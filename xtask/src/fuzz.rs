@@ -93,7 +93,8 @@ fn watch(name: &str, drive: &mut Command) -> Result<bool> {
     let (mut last, mut other) = (String::new(), Vec::new());
     for line in BufReader::new(child.stderr.take().context("no output")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
-        if line.starts_with('#') {
+        let is_count = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+        if line.strip_prefix('#').is_some_and(is_count) {
             last = line;
         } else {
             other.push(line);
