@@ -71,13 +71,27 @@ pub fn format(digest: &Digest) -> String {
 /// # Errors
 /// As for [`of`].
 pub fn of_file(file: &File, limit: u64) -> io::Result<(Digest, u64)> {
-    of(&mut FromStart { file, offset: 0 }, limit)
+    of(&mut FromStart::of(file), limit)
 }
 
 /// Reads a file without its cursor, which clones of the descriptor share and move.
-struct FromStart<'a> {
+pub struct FromStart<'a> {
     file: &'a File,
     offset: u64,
+}
+
+impl<'a> FromStart<'a> {
+    /// Reads from the beginning.
+    #[must_use]
+    pub const fn of(file: &'a File) -> Self {
+        Self::at(file, 0)
+    }
+
+    /// Reads from there.
+    #[must_use]
+    pub const fn at(file: &'a File, offset: u64) -> Self {
+        Self { file, offset }
+    }
 }
 
 impl Read for FromStart<'_> {

@@ -3,7 +3,8 @@
 pub mod digest;
 mod elf;
 pub mod fsverity;
-mod packed;
+pub mod packed;
+pub mod signature;
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 

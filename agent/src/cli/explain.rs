@@ -1,5 +1,7 @@
 //! `portcullis explain`
 
+mod signed;
+
 use std::{
     fmt::Write,
     fs::{self, OpenOptions},
@@ -16,10 +18,10 @@ use serde::Serialize;
 use super::{BAD_INPUT, Failure, NO, OrExit, Outcome, UNAVAILABLE, output};
 use crate::{
     artifact::{self, MAX_HASHED_BYTES, digest, fsverity},
-    control::{Request, RuleAnswer, RuleFound, client},
+    control::{Request, RuleAnswer, RuleFound, SignatureAnswer, client},
     event::human::Plain,
     kernel::filesystems,
-    policy::Policy,
+    policy::{Policy, signature},
     run,
 };
 
@@ -48,6 +50,8 @@ struct Explanation {
     policy: String,
     mode: String,
     rule: Option<RuleFound>,
+    /// What the signatures are worth that the file carries itself.
+    signature: SignatureAnswer,
     /// One for each way in which it can become code.
     uses: Vec<Use>,
 }
@@ -98,7 +102,12 @@ impl Judge {
             look_at(path).with_context(|| path.display().to_string().escape_debug().to_string());
         let mut seen = seen.or_exit(BAD_INPUT)?;
         seen.verified = self.verified(seen.device)?;
+        // First: what counts joins the rules.
+        let signature = self.signature(path)?;
         let mut answer = self.rule(seen.digest.as_ref())?;
+        if let Self::File(_) = self {
+            signed::join(&mut answer.rule, &signature);
+        }
         if let Some(single) = self.rule_by_fsverity(&seen, answer.rule.as_ref())? {
             answer.rule = Some(single);
         }
@@ -115,8 +124,36 @@ impl Judge {
             policy: answer.policy,
             mode: answer.mode,
             rule: answer.rule,
+            signature,
             uses,
         })
+    }
+
+    /// What the signatures are worth that the file carries itself.
+    fn signature(&self, path: &Path) -> Result<SignatureAnswer, Failure> {
+        let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+        // A name that is no text cannot be sent; the gates judge the file all the same.
+        let Some(real) = fs::canonicalize(path).ok().filter(|_| is_file) else {
+            return Ok(SignatureAnswer::default());
+        };
+        match (self, real.to_str()) {
+            (Self::Agent, Some(path)) => {
+                Ok(client::ask_json(&Request::Signature { path: path.into() })?)
+            }
+            (Self::Agent, None) => Ok(SignatureAnswer::default()),
+            (Self::File(policy), _) => {
+                let looked = fs::File::open(&real).and_then(|file| {
+                    signature::look_at(
+                        &file,
+                        &policy.trust,
+                        None,
+                        signature::Unpack::Modules,
+                        run::catalogs::now(),
+                    )
+                });
+                Ok(SignatureAnswer::from(&looked.or_exit(BAD_INPUT)?))
+            }
+        }
     }
 
     /// What files on a device may be used as because it is verified.
@@ -232,7 +269,10 @@ fn judge_use(
     answer: &RuleAnswer,
     enforces: bool,
 ) -> Use {
-    let place = |rule: &RuleFound| format!("{}:{}", Plain(&rule.file), rule.line);
+    let place = |rule: &RuleFound| match rule.line {
+        0 => Plain(&rule.file).to_string(),
+        line => format!("{}:{line}", Plain(&rule.file)),
+    };
     let exec = Kinds::EXECUTABLE.union(Kinds::SCRIPT);
     let verified =
         seen.verified.intersects(kind) || (exec.intersects(kind) && exec.intersects(seen.verified));
@@ -298,6 +338,7 @@ fn show(one: &Explanation) -> String {
     let _ = writeln!(text, "  sha256  {}", one.digest.as_deref().unwrap_or("none"));
     let _ = writeln!(text, "  file    {} bytes on {}", one.size, one.filesystem);
     let _ = writeln!(text, "  policy  {} ({})", one.policy, one.mode);
+    signed::show(&mut text, &one.signature);
     if one.uses.is_empty() {
         let listed = one.rule.as_ref().map_or("", |_| "; the policy lists its digest all the same");
         let _ =

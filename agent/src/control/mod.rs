@@ -46,6 +46,11 @@ pub enum Request {
         /// The device, as system calls number it.
         device: u64,
     },
+    /// What the signatures are worth that a file carries itself.
+    Signature {
+        /// Its absolute path.
+        path: String,
+    },
     /// Change the mode.
     Mode {
         /// `audit` or `enforce`.
@@ -181,6 +186,26 @@ pub struct ReloadAnswer {
     pub policy: PolicyId,
     /// How many digests it has.
     pub digests: usize,
+}
+
+/// What the signatures are worth that a file carries itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignatureAnswer {
+    /// What the file may be used as by those that count.
+    pub kinds: Vec<String>,
+    /// Who made those that count.
+    pub signed: Vec<SignedBy>,
+    /// Those that do not.
+    pub refused: Vec<SignatureRefused>,
+}
+
+/// Why a signature on a file does not count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignatureRefused {
+    /// As a stable word.
+    pub reason: String,
+    /// For people, with what to do.
+    pub message: String,
 }
 
 /// The answer to a change of mode.

@@ -25,6 +25,13 @@ impl fmt::Display for Line<'_> {
                 write!(f, "mode is now {mode}, policy {}", Named(policy))
             }
             Body::Catalog(change) => write_catalog(f, change),
+            Body::Signature(rejected) => write!(
+                f,
+                "signature on {} does not count ({}): {}",
+                Plain(&rejected.path),
+                rejected.reason,
+                Plain(&rejected.message)
+            ),
             Body::PolicyChanged { policy, digests, cause } => {
                 write!(f, "policy {} now has {digests} digests: {cause}", Named(policy))
             }

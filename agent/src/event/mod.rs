@@ -66,6 +66,8 @@ pub enum Body {
     },
     /// A catalog came into force, left, or was refused.
     Catalog(Box<CatalogChange>),
+    /// A file carries a signature that does not count.
+    Signature(Box<SignatureRejected>),
     /// What signers vouch for has changed, and the policy with it.
     PolicyChanged {
         /// The policy in force from now on.
@@ -130,6 +132,22 @@ pub struct CatalogChange {
     pub reason: Option<String>,
     /// Why it was refused, for people.
     pub message: Option<String>,
+}
+
+/// A signature on a file that does not count.
+#[derive(Clone, Debug, Serialize)]
+pub struct SignatureRejected {
+    /// The file; what is not UTF-8 is replaced.
+    pub path: String,
+    /// The exact bytes of the path in hexadecimal, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// SHA-256 of the content, if it was made.
+    pub digest: Option<String>,
+    /// Why, as a stable word.
+    pub reason: &'static str,
+    /// Why, for people, with what to do.
+    pub message: String,
 }
 
 /// Which policy decided.

@@ -62,6 +62,14 @@ impl Vouched {
         Ok(allowed)
     }
 
+    /// The rule in force for a digest, whoever it comes from.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn rule(&self, digest: &Digest) -> Result<Option<Rule>, MapError> {
+        self.lock().rules.as_ref().map_or(Ok(None), |rules| rules.get(digest))
+    }
+
     /// Who vouches for a digest.
     #[must_use]
     pub fn by(&self, digest: &Digest) -> Option<Arc<SignedBy>> {

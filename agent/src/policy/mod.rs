@@ -4,6 +4,7 @@ pub mod diagnostic;
 pub mod manifest;
 mod merge;
 pub mod places;
+pub mod signature;
 pub mod source;
 pub mod trust;
 
@@ -58,6 +59,8 @@ pub struct Policy {
     pub verified_filesystems: Vec<VerifiedFilesystem>,
     /// What it chooses besides rules.
     pub choices: Choices,
+    /// Folders in which files are looked at when they are opened, because they may be signed.
+    pub signed_folders: Vec<PathBuf>,
 }
 
 impl Policy {
@@ -145,6 +148,7 @@ impl Policy {
             trusted_filesystems: source.trusted_filesystems,
             verified_filesystems: source.verified_filesystems,
             choices,
+            signed_folders: source.signed,
         })
     }
 
@@ -162,13 +166,16 @@ impl Policy {
             trusted_filesystems: Vec::new(),
             verified_filesystems: Vec::new(),
             choices: Choices::NONE,
+            signed_folders: Vec::new(),
         }
     }
 
     /// Whether nothing is allowed, so that enforcing it would stop everything.
     #[must_use]
     pub fn allows_nothing(&self) -> bool {
-        self.verified_filesystems.is_empty() && self.rules.iter().all(|(_, rule)| rule.denied == 1)
+        self.verified_filesystems.is_empty()
+            && self.room() == 0
+            && self.rules.iter().all(|(_, rule)| rule.denied == 1)
     }
 
     /// Index among the sources under which files count that a signer has signed itself.

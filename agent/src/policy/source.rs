@@ -49,6 +49,8 @@ pub struct Source {
     pub signers: Vec<SignerSource>,
     /// What is trusted no more.
     pub revoked: Vec<Revoked>,
+    /// Folders in which files are looked at when they are opened, because they may be signed.
+    pub signed: Vec<PathBuf>,
 }
 
 /// A manifest that belongs to a policy.
@@ -84,7 +86,7 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 11] = [
+const TOP_KEYS: [&str; 12] = [
     "name",
     "version",
     "mode",
@@ -96,6 +98,7 @@ const TOP_KEYS: [&str; 11] = [
     "deny",
     "signer",
     "revoke",
+    "signed",
 ];
 const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
@@ -181,6 +184,7 @@ impl Reader<'_> {
         let signers = get("signer").map(|value| self.list(value, "[[signer]]", Self::signer));
         let signers = self.without_namesakes(signers.unwrap_or_default());
         let revoked = get("revoke").map(|value| self.list(value, "[[revoke]]", Self::revoke));
+        let signed = get("signed").map(|value| self.signed(value, &signers)).unwrap_or_default();
         let mut choices = Choices::NONE;
         for (key, known) in
             [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
@@ -204,6 +208,7 @@ impl Reader<'_> {
             choices,
             signers,
             revoked: revoked.unwrap_or_default(),
+            signed,
         }
     }
 

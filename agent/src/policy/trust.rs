@@ -14,9 +14,9 @@ use super::{
 use crate::{
     catalog::SignedBy,
     trust::{
-        Rejected, Revocations, Trust, Verified,
+        HashAlgorithm, Rejected, Revocations, Trust, Verified,
         certificate::Certificate,
-        cms,
+        cms, ima,
         key::PublicKey,
         raw,
         signer::{Anchor, Requirements, Signer, Slot},
@@ -249,6 +249,48 @@ impl PolicyTrust {
     ) -> Result<Vec<SignedBy>, Why> {
         let verified = raw::verify(&self.trust, content, signature, now).map_err(why)?;
         self.counts(std::slice::from_ref(&verified), with)
+    }
+
+    /// Verifies a signature that a file carries beside its content.
+    ///
+    /// # Errors
+    /// As [`Self::verify_cms`].
+    pub fn verify_bare(
+        &self,
+        key_id: [u8; 4],
+        hash: HashAlgorithm,
+        digest: &[u8],
+        signature: &[u8],
+        now: Option<Timestamp>,
+    ) -> Result<SignedBy, Why> {
+        let bare = ima::Bare { key_id, hash, signature };
+        let verified = ima::verify(&self.trust, bare, digest, now).map_err(|rejected| {
+            let word = rejected.word();
+            let help = match word {
+                "bad-signature" => "the file was changed after it was signed; sign it again",
+                "untrusted-signer" => {
+                    "list the signer's own certificate or key: a chain cannot be followed from there"
+                }
+                _ => return why(rejected),
+            };
+            (word, format!("{rejected}; {help}"))
+        })?;
+        let mut by = self.counts(std::slice::from_ref(&verified), Signs::FILE)?;
+        by.pop().ok_or_else(|| ("no-signer", "nobody signed".into()))
+    }
+
+    /// Verifies a signature at the end of a module, of which `hasher` hashes what is before it.
+    ///
+    /// # Errors
+    /// As [`Self::verify_cms`].
+    pub fn verify_module(
+        &self,
+        hasher: &cms::Hasher<'_>,
+        signature: &[u8],
+        now: Option<Timestamp>,
+    ) -> Result<Vec<SignedBy>, Why> {
+        let signed = cms::verify_hashed(&self.trust, hasher, signature, now).map_err(why)?;
+        self.counts(&signed.signers, Signs::MODULE)
     }
 
     /// What was verified, if every signer's signature counts on such a thing.

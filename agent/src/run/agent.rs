@@ -29,7 +29,7 @@ use crate::{
         server::{self, Command},
     },
     event::{
-        Body,
+        Body, SignatureRejected,
         decode::GateEvent,
         enrich::{Enricher, PolicyView, wall_time},
     },
@@ -37,7 +37,8 @@ use crate::{
     policy::{Policy, trust::describe},
     run::{
         RunError, Started, appraiser::Appraiser, backend::Backend, catalogs, health::Health,
-        reappraise, recorder::Recorder, scripts::Scripts, system, warden::Watch,
+        reappraise, recorder::Recorder, scripts::Scripts, signatures::Signatures, system,
+        warden::Watch,
     },
 };
 
@@ -67,11 +68,15 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         recorder,
         reappraise,
         appraiser,
+        signatures,
+        rejected: (tell_rejected, mut rejected),
         _lock,
     } = started;
     let mut ring = ring.map(watch).transpose().map_err(system("watching the ring of events"))?;
-    let mut agent = Agent::new(gates, &policy, pins, recorder, (policy_file, places));
+    let recorders = (recorder, tell_rejected);
+    let mut agent = Agent::new(gates, &policy, pins, recorders, (policy_file, places));
     agent.appraiser = appraiser;
+    agent.signatures = signatures;
     let (tell, mut reappraised) = mpsc::channel(32);
     let (mut log, mut _reappraiser) = (None, None);
     if let Backend::BpfLsm(gates) = &mut agent.gates {
@@ -129,6 +134,9 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 agent.gate_event(event);
                 agent.count_lost()?;
             }
+            Some(rejected) = rejected.recv() => {
+                agent.recorder.record(Body::Signature(Box::new(rejected)));
+            }
             Some(command) = commands.recv() => {
                 if let Some(cause) = agent.command(command) {
                     // Lets the answer out before everything ends.
@@ -183,10 +191,10 @@ async fn readable<T: AsRawFd>(
     }
 }
 
-/// Waits for what the warden has answered, for ever if there is none.
-async fn next(answered: &mut Option<mpsc::Receiver<GateEvent>>) -> Option<GateEvent> {
-    match answered {
-        Some(answered) => answered.recv().await,
+/// Waits for what another thread tells, for ever if there is none.
+async fn next<T>(told: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match told {
+        Some(told) => told.recv().await,
         None => std::future::pending().await,
     }
 }
@@ -233,8 +241,8 @@ struct Agent {
     places: catalogs::Places,
     /// What watches them, if the policy trusts signers.
     catalogs: Option<catalogs::Watch>,
-    /// Whether the policy trusts verified filesystems.
-    trusts_filesystems: bool,
+    /// Whether the policy trusts what it does not list: verified filesystems, or signed files.
+    trusts_more: bool,
     /// Kinds of served filesystem that the policy trusts.
     trusted_filesystems: Vec<u64>,
     digests: usize,
@@ -242,6 +250,10 @@ struct Agent {
     enricher: Enricher,
     /// Who hashes, if the kernel does not.
     appraiser: Option<Appraiser>,
+    /// Who looks at files' own signatures, if the policy trusts any.
+    signatures: Option<Signatures>,
+    /// Where it tells of those that do not count.
+    tell_rejected: mpsc::Sender<SignatureRejected>,
     health: Health,
     findings: reappraise::Findings,
     since: Timestamp,
@@ -262,7 +274,7 @@ impl Agent {
         gates: Backend,
         policy: &Policy,
         pins: Option<Pins>,
-        recorder: Recorder,
+        (recorder, tell_rejected): (Recorder, mpsc::Sender<SignatureRejected>),
         (policy_file, places): (PathBuf, catalogs::Places),
     ) -> Self {
         let view = switch::view_of(policy, gates.active().generation());
@@ -277,11 +289,13 @@ impl Agent {
             policy_file,
             places,
             catalogs: None,
-            trusts_filesystems: !policy.verified_filesystems.is_empty(),
+            trusts_more: switch::trusts_more(policy),
             trusted_filesystems: policy.trusted_filesystems.clone(),
             digests: policy.rules.len(),
             recorder,
             appraiser: None,
+            signatures: None,
+            tell_rejected,
             health: Health::default(),
             findings: reappraise::Findings::default(),
             since: Timestamp::now(),
@@ -350,11 +364,18 @@ impl Agent {
             let check = appraiser.check();
             self.take_checks(vec![check]);
         }
+        if let Some(signatures) = &self.signatures {
+            let check = signatures.check();
+            self.take_checks(vec![check]);
+        }
     }
 
     fn gate_event(&mut self, mut event: GateEvent) {
         if let Some(appraiser) = &self.appraiser {
             appraiser.complete(&mut event);
+        }
+        if let Some(signatures) = &self.signatures {
+            signatures.take(&event);
         }
         if let Some(scripts) = &self.scripts {
             if event.gate == Gate::Mapping && event.header.pid == std::process::id() {

@@ -12,13 +12,13 @@
 use std::{
     collections::{BTreeSet, HashSet},
     ffi::OsStr,
-    fs::{File, OpenOptions},
+    fs::File,
     io,
     os::{
         fd::AsRawFd,
         unix::{
             ffi::{OsStrExt, OsStringExt},
-            fs::{FileExt, MetadataExt, OpenOptionsExt},
+            fs::{FileExt, MetadataExt},
         },
     },
     path::{Path, PathBuf},
@@ -49,6 +49,8 @@ use crate::{
         preflight,
         questions::{Answerer, Questions, Scope},
         reappraise::yield_to_everybody,
+        scripts,
+        signatures::folders_of,
     },
     sync::lock,
 };
@@ -116,6 +118,7 @@ impl Appraiser {
         let libraries = places.iter().filter(|(_, kinds)| kinds.intersects(opened));
         let folders: BTreeSet<PathBuf> = libraries
             .filter_map(|(path, _)| path.canonicalize().ok()?.parent().map(Into::into))
+            .chain(folders_of(policy))
             .collect();
         let lacking = |folder: &PathBuf| {
             let error = questions.group().watch_folder(folder).err()?;
@@ -210,7 +213,7 @@ impl Answerer for Work {
 impl Work {
     /// Appraises what lies at a path now, if it is what is wanted (by the numbers of events).
     fn by_path(&self, group: &Group, path: &Path, wanted: Option<(u32, u64)>) {
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let opened = scripts::open(path);
         // What is not there is not used.
         let Ok(file) = opened else { return };
         let found = identity(&file).map(|(device, inode)| (kernel_device(device), inode));

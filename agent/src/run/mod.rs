@@ -12,6 +12,7 @@ pub mod questions;
 pub mod reappraise;
 pub mod recorder;
 mod scripts;
+pub mod signatures;
 pub mod sink;
 mod warden;
 
@@ -24,10 +25,11 @@ use std::{
 use indicatif::ProgressBar;
 use portcullis_common::{Choices, Kinds, Mode};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 use crate::{
     artifact::MAX_HASHED_BYTES,
-    event::decode::GateEvent,
+    event::{SignatureRejected, decode::GateEvent},
     kernel::{
         allowlist::Allowlist,
         check::{Check, State, first_failure},
@@ -46,6 +48,7 @@ use backend::{Backend, Choice, Chosen};
 use lock::{Lock, LockError};
 use preflight::InUse;
 use recorder::Recorder;
+use signatures::Signatures;
 use sink::Sink;
 use warden::Warden;
 
@@ -133,7 +136,7 @@ struct Started {
     gates: Backend,
     ring: Option<aya::maps::RingBuf<aya::maps::MapData>>,
     /// What asks, and what was answered, without kernel programs.
-    warden: Option<(warden::Watch, tokio::sync::mpsc::Receiver<GateEvent>)>,
+    warden: Option<(warden::Watch, mpsc::Receiver<GateEvent>)>,
     /// The policy with its catalogs.
     policy: Policy,
     /// The policy without them.
@@ -151,6 +154,10 @@ struct Started {
     reappraise: reappraise::Pace,
     /// Who hashes, if the kernel does not.
     appraiser: Option<Appraiser>,
+    /// Who looks at files' own signatures, if the policy trusts any.
+    signatures: Option<Signatures>,
+    /// Where signatures are told that do not count.
+    rejected: (mpsc::Sender<SignatureRejected>, mpsc::Receiver<SignatureRejected>),
     _lock: Lock,
 }
 
@@ -198,6 +205,7 @@ fn start(
             |digest| policy.rule(digest),
             |device| verified.get(&device).copied().unwrap_or_default(),
         );
+        let refused = signatures::without_signed(refused, &policy);
         if !refused.is_empty() {
             return Err(RunError::Preflight(refused));
         }
@@ -233,6 +241,8 @@ fn start(
             recorder: Recorder::new(sinks),
             reappraise: options.reappraise,
             appraiser: None,
+            signatures: None,
+            rejected: signatures::channel(),
             _lock: lock,
         });
     }
@@ -288,6 +298,11 @@ fn start(
             Some(started.map_err(system("having the kernel ask before files are opened"))?)
         }
     };
+    // Before the gates stand, so that nothing signed is refused in between.
+    let rejected = signatures::channel();
+    let signatures =
+        Signatures::start(gates.vouched(), gates.records()?, &policy, rejected.0.clone())
+            .map_err(system("having the kernel ask before signed files are opened"))?;
     gates.attach()?;
 
     // Gates of a predecessor may refuse what the self-test tries, so they must go first if there
@@ -334,6 +349,8 @@ fn start(
         recorder: Recorder::new(sinks),
         reappraise: options.reappraise,
         appraiser,
+        signatures,
+        rejected,
         _lock: lock,
     })
 }

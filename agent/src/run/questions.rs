@@ -59,6 +59,8 @@ const WITHOUT_PROGRAMS: [&str; 16] = [
 pub enum Scope {
     /// Those whose content only this kernel changes.
     Local,
+    /// The same without files in memory.
+    Mounted,
     /// Those that are served by somebody, who could keep whoever opens a file there waiting: also
     /// the kernel, when it hands us the question.
     Served,
@@ -121,7 +123,7 @@ impl Questions {
             watch.lacks(format!("memory files ({error})"));
         }
         let list = mounts::changes()?;
-        if scope == Scope::Local {
+        if scope != Scope::Served {
             watch.everything();
         }
         start("mounts", move || watch.follow(&list))?;

@@ -8,14 +8,17 @@ use std::{
     collections::VecDeque,
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::mpsc::{Sender, channel},
     thread,
 };
 
 use portcullis_common::{Gate, Kinds, Reason};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use crate::{
     event::decode::GateEvent,
@@ -80,7 +83,7 @@ impl Scripts {
 }
 
 /// Where a file is that an event is about, and which one it is.
-struct Place {
+pub(super) struct Place {
     paths: [PathBuf; 2],
     device: u32,
     inode: u64,
@@ -88,7 +91,7 @@ struct Place {
 
 impl Place {
     /// Of the event's file; `None` if the event has no path.
-    fn of(event: &GateEvent) -> Option<Self> {
+    pub(super) fn of(event: &GateEvent) -> Option<Self> {
         use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
         let path = Path::new(OsStr::from_bytes(event.path.as_deref().ok()?));
         let root = PathBuf::from(format!("/proc/{}/root", event.header.pid));
@@ -98,17 +101,26 @@ impl Place {
         Some(Self { paths, device: event.header.device, inode: event.header.inode })
     }
 
+    /// Opens the file if it is still there, and says under which path.
+    pub(super) fn open(&self) -> io::Result<(File, &Path)> {
+        self.find(open)
+    }
+
     /// Has the file judged if it is still there.
     fn appraise(&self) -> io::Result<File> {
+        self.find(appraise).map(|(file, _)| file)
+    }
+
+    fn find(&self, look: impl Fn(&Path) -> io::Result<File>) -> io::Result<(File, &Path)> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for path in &self.paths {
-            match appraise(path) {
+            match look(path) {
                 Ok(file) => {
                     let found = file.metadata()?;
                     if selftest::kernel_device(found.dev()) == self.device
                         && found.ino() == self.inode
                     {
-                        return Ok(file);
+                        return Ok((file, path));
                     }
                 }
                 Err(error) => last = error,
@@ -118,14 +130,23 @@ impl Place {
     }
 }
 
-/// Has the file at a path judged.
-fn appraise(path: &Path) -> io::Result<File> {
-    // Not to wait at a FIFO.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
+/// Opens a file, if it is one. Whoever chose the path may have put something else there: opening a
+/// device can do things, and opening a FIFO wait.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let found = File::from(found);
+    if !found.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    // Not to wait for whoever has a lease on it either.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(flags).open(link)
+}
+
+/// Has the file at a path judged.
+fn appraise(path: &Path) -> io::Result<File> {
+    let file = open(path)?;
     selftest::map_as_code(&file)?;
     Ok(file)
 }

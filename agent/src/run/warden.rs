@@ -282,7 +282,7 @@ impl Answerer for Warden {
     fn written(&self, _group: &Group, _file: &File) {}
 }
 
-fn is_settled(state: &fs::Metadata) -> bool {
+pub(super) fn is_settled(state: &fs::Metadata) -> bool {
     let changed = u64::try_from(state.ctime()).unwrap_or(u64::MAX);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Duration::from_secs(changed).saturating_add(SETTLED) < now

@@ -14,6 +14,7 @@ mod algorithm;
 pub mod certificate;
 mod chain;
 pub mod cms;
+pub mod ima;
 pub mod key;
 pub mod raw;
 mod rejected;

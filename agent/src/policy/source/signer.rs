@@ -267,6 +267,35 @@ impl Reader<'_> {
         version
     }
 
+    /// Folders whose files are looked at when they are opened.
+    pub(super) fn signed(&mut self, value: &Value<'_>, signers: &[SignerSource]) -> Vec<PathBuf> {
+        let folders = self.list(value, "signed", Self::signed_folder);
+        let may = |with| signers.iter().any(|signer| signer.signs.contains(with));
+        if !may(Signs::FILE) && !may(Signs::MODULE) {
+            self.report_help(
+                value.span().start,
+                "`signed` names folders, and no signer signs files or modules",
+                "add a [[signer]] with signs = [\"file\"], or remove this",
+            );
+        }
+        folders
+    }
+
+    fn signed_folder(&mut self, value: &Value<'_>) -> Option<PathBuf> {
+        let written = self.string(value, "signed")?;
+        let path = PathBuf::from(written);
+        let steps_back = path.components().any(|step| step == std::path::Component::ParentDir);
+        if !path.is_absolute() || steps_back || path.parent().is_none() || written.contains('\0') {
+            self.report_help(
+                value.span().start,
+                format!("`signed` cannot be the folder \"{}\"", written.escape_debug()),
+                "write an absolute path without `..`, and not all of `/`: signed = [\"/opt/app\"]",
+            );
+            return None;
+        }
+        Some(path)
+    }
+
     fn lacking<T>(&mut self, offset: usize, key: &str, help: &str) -> Option<T> {
         self.report_help(offset, format!("`{key}` is missing"), format!("add {help}"));
         None

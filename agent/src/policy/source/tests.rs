@@ -165,3 +165,24 @@ comment = "which?"
     ];
     assert_eq!(mistakes(text), expected);
 }
+
+#[test]
+fn folders_of_signed_files_are_absolute_and_have_a_signer() {
+    let head = "name = \"p\"\nversion = 1\nmode = \"audit\"\n";
+    let signer =
+        "[[signer]]\nname = \"acme\"\nslot = \"maker\"\nkey = \"k\"\nkinds = [\"library\"]\n";
+    let text = |folders: &str, more: &str| format!("{head}signed = {folders}\n{signer}{more}");
+    let source = Source::parse(Path::new("p.toml"), &text("[\"/opt/app\"]", "")).expect("good");
+    assert_eq!(source.signed, [Path::new("/opt/app")]);
+    for folder in ["app", "/opt/../etc", "/"] {
+        let found = mistakes(&text(&format!("[\"{folder}\"]"), ""));
+        let expected = format!("p.toml:4:11: `signed` cannot be the folder \"{folder}\"; write an");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:?}");
+    }
+    assert_eq!(
+        mistakes(&text("\"/opt/app\"", "")),
+        ["p.toml:4:10: signed must be a list, not this string; write signed = [\"…\"]"]
+    );
+    let found = mistakes(&text("[\"/opt/app\"]", "signs = [\"catalog\"]\n"));
+    assert!(found[0].contains("no signer signs files or modules; add a [[signer]]"), "{found:?}");
+}

@@ -12,12 +12,13 @@ use crate::{
         Refusal, ReloadAnswer, Request, preflight_refusal,
         server::{Answer, Command, FoundOut, json},
     },
-    kernel::layout::Hashing,
+    kernel::{gates::GatesError, layout::Hashing},
     policy::Policy,
     run::{
         backend::Backend,
         catalogs::{self, Places, Prepared},
         preflight::{self, InUse},
+        signatures::{self, Signatures},
         verified_kinds,
     },
 };
@@ -49,6 +50,7 @@ fn read(file: &Path, places: &Places, in_kernel: bool, look: bool) -> Result<Can
             |digest| prepared.policy.rule(digest),
             |device| verified.get(&device).copied().unwrap_or_default(),
         );
+        refused = signatures::without_signed(refused, &prepared.policy);
     }
     Ok(Candidate { base: Arc::new(base), prepared, refused })
 }
@@ -93,6 +95,8 @@ impl Agent {
             return Err(refusal(3, message));
         }
         let Prepared { policy, rules, found } = prepared;
+        self.look_at_signatures(&policy)
+            .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
         let switched = self.put_in_force(&policy, rules, "policy reload");
         switched
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
@@ -102,6 +106,16 @@ impl Agent {
         watched.map_err(|error| refusal(3, format!("catalogs are not watched: {error}")))?;
         crate::run::release_memory();
         Ok(ReloadAnswer { policy: self.view().id.clone(), digests: self.digests })
+    }
+
+    /// Starts to look at files' own signatures, if the policy is the first to trust any.
+    fn look_at_signatures(&mut self, policy: &Policy) -> Result<(), GatesError> {
+        if let (Backend::BpfLsm(gates), None) = (&self.gates, &self.signatures) {
+            let (vouched, records) = (gates.vouched(), gates.records()?);
+            let started = Signatures::start(vouched, records, policy, self.tell_rejected.clone());
+            self.signatures = started.map_err(GatesError::Records)?;
+        }
+        Ok(())
     }
 
     /// What the policy needs that is set up only when an agent starts.
@@ -116,7 +130,9 @@ impl Agent {
                     Some("marks interpreters, which needs gates")
                 } else if !policy.verified_filesystems.is_empty() && !gates.watches_devices() {
                     Some("trusts verified filesystems, which needs a watch on devices")
-                } else if filesystems && gates.hashing() == Hashing::Agent {
+                } else if filesystems
+                    && (gates.hashing() == Hashing::Agent || self.signatures.is_some())
+                {
                     Some("trusts other kinds of filesystem, which needs questions")
                 } else {
                     None

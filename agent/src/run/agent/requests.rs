@@ -1,5 +1,7 @@
 //! What the agent answers to requests at its socket.
 
+use std::path::Path;
+
 use portcullis_common::{Counter, Gate, Mode};
 use tokio::sync::oneshot;
 
@@ -7,13 +9,13 @@ use super::Agent;
 use crate::{
     artifact::digest,
     control::{
-        GateStatus, ModeAnswer, PROTOCOL, Refusal, Request, RuleAnswer, RuleFound, Status,
-        mode_named, preflight_refusal,
+        GateStatus, ModeAnswer, PROTOCOL, Refusal, Request, RuleAnswer, RuleFound, SignatureAnswer,
+        Status, mode_named, preflight_refusal,
         server::{self, Answer, Command, FoundOut},
     },
     event::{Body, human},
     policy::manifest,
-    run::{preflight, sink},
+    run::{preflight, signatures::Signatures, sink},
 };
 
 impl Agent {
@@ -27,6 +29,10 @@ impl Agent {
                 Answer::Lines { past, to_come: follow.then_some(to_come), json }
             }
             Request::Rule { digest } => self.rule(&digest),
+            Request::Signature { path } => {
+                self.look_at_signature(path, answer);
+                return None;
+            }
             Request::Verified { device } => server::json(&self.gates.verified_kinds(device).0),
             Request::Mode { mode, skip_preflight } => match mode_named(&mode) {
                 None => {
@@ -60,12 +66,39 @@ impl Agent {
         None
     }
 
+    /// Looks at a file's own signatures in another thread: its filesystem may keep us waiting.
+    fn look_at_signature(&self, path: String, answer: oneshot::Sender<Answer>) {
+        let Some(looking) = self.signatures.as_ref().map(Signatures::looking) else {
+            let _ = answer.send(server::json(&SignatureAnswer::default()));
+            return;
+        };
+        tokio::task::spawn_blocking(move || {
+            let reply = match looking.explain(Path::new(&path)) {
+                Ok(found) => server::json(&found),
+                Err(error) => {
+                    let message = format!("{}: {error}", path.escape_debug());
+                    Answer::Refused(Refusal { code: 2, message })
+                }
+            };
+            // The asker may have gone.
+            let _ = answer.send(reply);
+        });
+    }
+
     /// Hashes everything that runs in another thread, and sends the request again with what was
     /// found.
     fn look_what_runs(&self, request: Request, answer: oneshot::Sender<Answer>) {
         let Some(commands) = self.commands.clone() else { return };
+        let looking = self.signatures.as_ref().map(Signatures::looking);
         tokio::spawn(async move {
-            let in_use = tokio::task::spawn_blocking(preflight::in_use).await.unwrap_or_default();
+            let look = move || {
+                let in_use = preflight::in_use();
+                if let Some(looking) = looking {
+                    looking.at_what_runs(&in_use);
+                }
+                in_use
+            };
+            let in_use = tokio::task::spawn_blocking(look).await.unwrap_or_default();
             let found_out = Some(FoundOut::InUse(in_use));
             // The agent may be ending.
             let _ = commands.send(Command { request, answer, found_out }).await;
@@ -75,7 +108,7 @@ impl Agent {
     fn set_mode(&mut self, mode: Mode, in_use: Vec<preflight::InUse>) -> Answer {
         let refuse = |message: String| Answer::Refused(Refusal { code: 1, message });
         if mode == Mode::Enforce {
-            if self.digests == 0 && !self.trusts_filesystems {
+            if self.digests == 0 && !self.trusts_more {
                 return refuse(
                     "the policy lists no digest, so enforcing it would stop everything".into(),
                 );

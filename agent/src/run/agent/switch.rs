@@ -70,7 +70,9 @@ impl Agent {
             return;
         }
         let switched = made.prepared.and_then(|Prepared { policy, rules, found }| {
-            if !is_same(&found.catalogs, &self.found.catalogs) {
+            let signatures = self.signatures.as_ref();
+            let same_keys = signatures.is_none_or(|signatures| signatures.judges_by(&policy));
+            if !same_keys || !is_same(&found.catalogs, &self.found.catalogs) {
                 self.put_in_force(&policy, rules, "catalogs")?;
             }
             Ok(found)
@@ -99,6 +101,9 @@ impl Agent {
         let closed = mounts::closed_devices(policy.choices.union(self.gates.active().choices()));
         self.gates.set_mounted_devices(&closed)?;
         let mode = self.mode();
+        if let Some(signatures) = &self.signatures {
+            signatures.judge_by(policy);
+        }
         let active = match (&mut self.gates, rules) {
             (Backend::BpfLsm(gates), Some(rules)) => gates.switch(policy, rules, mode)?,
             (Backend::BpfLsm(_), None) => return Err(GatesError::Missing("POLICIES")),
@@ -108,7 +113,7 @@ impl Agent {
         self.views.truncate(2);
         self.digests = policy.rules.len();
         self.signers = describe(&policy.trust.trust.signers);
-        self.trusts_filesystems = !policy.verified_filesystems.is_empty();
+        self.trusts_more = trusts_more(policy);
         self.trusted_filesystems.clone_from(&policy.trusted_filesystems);
         let (policy, digests) = (self.view().id.clone(), self.digests);
         self.recorder.record(Body::PolicyChanged { policy, digests, cause });
@@ -157,6 +162,11 @@ impl Agent {
             })
             .collect()
     }
+}
+
+/// Whether something may run that the policy does not list.
+pub(super) fn trusts_more(policy: &Policy) -> bool {
+    !policy.verified_filesystems.is_empty() || policy.room() > 0
 }
 
 fn is_one(a: &Catalog, b: &Catalog) -> bool {
