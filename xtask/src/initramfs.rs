@@ -57,6 +57,7 @@ const MODULES: &[&str] = &[
     "af_alg",
     "algif_hash",
     "sha256_generic",
+    "sha512_generic",
     "autofs4",
     "binfmt_misc",
 ];

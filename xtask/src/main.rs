@@ -9,6 +9,7 @@ mod fuzz;
 mod initramfs;
 mod kernel;
 mod setup;
+mod signatures;
 mod signed;
 mod suites;
 mod test;

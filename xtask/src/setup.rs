@@ -77,7 +77,7 @@ const COMPILER: [Package; 6] = [
     package("g++", For::Building, "links bpf-linker with that LLVM", None),
 ];
 
-const PACKAGES: [Package; 17] = [
+const PACKAGES: [Package; 19] = [
     package("gcc", For::Building, "links the binaries", Some("gcc")),
     package("libc6-dev", For::Building, "the static C library", None),
     package("g++", For::Fuzzing, "compiles what drives the parsers", Some("g++")),
@@ -107,6 +107,18 @@ const PACKAGES: [Package; 17] = [
         For::Tests,
         "makes the keys, certificates and signatures that tests verify",
         Some("openssl"),
+    ),
+    package(
+        "ima-evm-utils",
+        For::Tests,
+        "signs the programs whose signatures tests verify",
+        Some("evmctl"),
+    ),
+    package(
+        "linux-kbuild-6.1",
+        For::Tests,
+        "signs the modules whose signatures tests verify",
+        None,
     ),
     package("mmdebstrap", For::Demo, "makes the Debian root filesystem", Some("mmdebstrap")),
     package("debian-archive-keyring", For::Demo, "checks the packages that go into it", None),

@@ -18,7 +18,7 @@ use crate::{
     build::{self, Built},
     command::{command, quietly, run, text_of},
     kernel::{Kernel, OLD, SERIES},
-    root, setup, signed,
+    root, setup, signatures, signed,
     vm::{Ended, Rootfs, Vm},
 };
 
@@ -125,6 +125,8 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     fsverity_image(&files.path().join("fsverity"))?;
     verified_image(built, &files.path().join("verified"))?;
     signed::make(built, &files.path().join("signed"))?;
+    let libevil = files.path().join("libevil.so");
+    signatures::make(built, kernels, &libevil, &files.path().join("signatures"))?;
     let batches = batches(built, kernels, args)?;
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);

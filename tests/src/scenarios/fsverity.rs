@@ -111,8 +111,24 @@ fn runs(program: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Does something with a filesystem that can have such files.
+pub fn with_filesystem(does: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    for module in ["loop", "ext4"] {
+        Command::new("/sbin/modprobe").args(["-q", module]).status()?;
+    }
+    let image = fresh("/tmp/fsverity")?.join("image");
+    fs::copy("/files/fsverity", &image)?;
+    let device = loop_device(&image)?;
+    let at = fresh("/mnt/fsverity")?;
+    mount(&device, at, "ext4", MountFlags::empty(), None).context("mounting ext4")?;
+    does(at)?;
+    unmount_soon(at)?;
+    let _ = Command::new("/bin/losetup").args(["-d", &device]).status();
+    Ok(())
+}
+
 /// Has the kernel verify a file from now on (`FS_IOC_ENABLE_VERITY`, linux/fsverity.h).
-fn enable(path: &Path) -> Result<()> {
+pub fn enable(path: &Path) -> Result<()> {
     const ENABLE: libc::Ioctl = 1 << 30 | 128 << 16 | (b'f' as libc::Ioctl) << 8 | 133;
     // version, SHA-256, block size; no salt, no signature.
     let mut argument = [0u32; 32];

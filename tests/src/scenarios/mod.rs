@@ -28,6 +28,7 @@ mod limits;
 mod policy_size;
 mod reappraisal;
 mod scan;
+mod signatures;
 mod soak;
 mod soak_debian;
 mod verified;
@@ -118,6 +119,11 @@ pub const ALL: &[Scenario] = &[
     once("policy-reload", catalogs::reload),
     once("catalogs-and-time", catalogs::time),
     once("catalogs-hostile", catalogs_hostile::refused),
+    usual("signatures", signatures::first_sight),
+    usual("signatures-fs-verity", signatures::verity),
+    once("signatures-rejected", signatures::rejected),
+    once("signatures-revoked", signatures::revoked),
+    usual("signatures-modules", signatures::modules),
     usual("memory-files", attacks_memory::files),
     usual("memory-mappings", attacks_memory::mappings),
     usual("verified-filesystem", verified::filesystem),
