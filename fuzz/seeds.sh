@@ -153,3 +153,15 @@ signer = "acme"
 catalog = "pump"
 below = 13
 X
+
+# Signatures that files carry themselves. The key ids and signatures may be any bytes.
+mkdir -p "$seeds/ima" "$seeds/module"
+bytes() { head -c "$1" /dev/zero | tr '\0' x; }
+{ printf '\003\002\004abcd\001\000'; bytes 256; } > "$seeds/ima/rsa"
+{ printf '\003\002\006abcd\000\107'; bytes 71; } > "$seeds/ima/p256"
+{ printf '\006\003\004abcd\000\107'; bytes 71; } > "$seeds/ima/verity"
+{ printf '\004\004'; bytes 32; } > "$seeds/ima/digest"
+{ printf '\003\002\002abcd\000\107'; bytes 71; } > "$seeds/ima/weak"
+{ bytes 64; printf '\000\000\002\000\000\000\000\000\000\000\000\050'
+  printf '~Module signature appended~\n'; } > "$seeds/module/signed"
+bytes 64 > "$seeds/module/unsigned"

@@ -116,8 +116,18 @@ fn rotations() {
     named("rotation");
 }
 
+#[test]
+fn attributes_of_files() {
+    named("ima");
+}
+
+#[test]
+fn ends_of_modules() {
+    named("module");
+}
+
 /// So that none is forgotten here.
 #[test]
 fn there_are_no_others() {
-    assert_eq!(TARGETS.len(), 7);
+    assert_eq!(TARGETS.len(), 9);
 }

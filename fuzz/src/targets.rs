@@ -4,6 +4,7 @@
 use std::{path::Path, sync::LazyLock};
 
 use portcullis::{
+    artifact::signature::{ima, module},
     catalog::SignedBy,
     policy::{
         manifest::{self, Found},
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// Everything that is driven.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "policy", drive: policy },
     Target { name: "manifest", drive: manifest },
     Target { name: "cms", drive: cms },
@@ -34,6 +35,8 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "certificate", drive: certificate },
     Target { name: "key", drive: key },
     Target { name: "rotation", drive: rotation },
+    Target { name: "ima", drive: ima_attribute },
+    Target { name: "module", drive: module_end },
 ];
 
 /// A policy's text. Every mistake has a place that is in the text.
@@ -47,6 +50,28 @@ fn policy(data: &[u8]) {
             assert!(mistake.column >= 1, "{mistake}");
         }
     }
+}
+
+/// The attribute `security.ima`: what is read of a signature makes the same attribute.
+fn ima_attribute(data: &[u8]) {
+    let Ok(Some(read)) = ima::parse(data) else { return };
+    let (kind, version) = match read.over {
+        ima::Over::Content => (3, 2),
+        ima::Over::Verity => (6, 3),
+    };
+    let length = u16::try_from(read.bytes.len()).expect("as long as is said").to_be_bytes();
+    let header = [&[kind, version, data[2]][..], &read.key_id, &length].concat();
+    assert_eq!([&header[..], &read.bytes].concat(), data);
+    assert_eq!(read.signed_digest(&vec![0; read.hash.len()]).len(), read.hash.len());
+}
+
+/// The end of a module: what was signed, the signature and what follows are the whole.
+fn module_end(data: &[u8]) {
+    let size = data.len() as u64;
+    let Ok(Some(read)) = module::parse(data, size) else { return };
+    let rest = read.signature.len() + 12 + module::MARKER.len();
+    assert_eq!(read.content + rest as u64, size);
+    assert!(read.content > 0);
 }
 
 /// A manifest or a catalog: what it says can be written, and read back as the same.
