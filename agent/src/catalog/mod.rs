@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 
 pub use accept::{Looked, Reading, look_at, read_folder};
 
-use crate::policy::manifest::Entry;
+use crate::{
+    policy::{manifest::Entry, source::Signs},
+    trust::Requirements,
+};
 
 /// A catalog whose signatures are good.
 #[derive(Clone, Debug)]
@@ -65,6 +68,15 @@ pub struct SignedBy {
     pub chain: Vec<String>,
     /// SHA-256 of each of those certificates, in hexadecimal.
     pub prints: Vec<String>,
+    /// What those would be in the other form that ECDSA leaves.
+    #[serde(skip)]
+    pub other_prints: Vec<String>,
+    /// Which kind of signature it is.
+    #[serde(skip)]
+    pub with: Signs,
+    /// What the policy asked of the signer's certificate.
+    #[serde(skip)]
+    pub requirements: Requirements,
     /// What is not as it should be, and does not count against it: expiry.
     pub warnings: Vec<String>,
 }

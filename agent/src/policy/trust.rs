@@ -180,10 +180,19 @@ impl PolicyTrust {
         };
         let bad = revoked.signers.contains(&by.signer)
             || is(&revoked.keys, &by.key)
-            || by.prints.iter().any(|print| is(&revoked.certificates, print));
-        // The anchor must be there still: the last of the chain, or the key itself.
-        let anchor_is_there = self.trust.signers.iter().any(|signer| {
+            || by
+                .prints
+                .iter()
+                .chain(&by.other_prints)
+                .any(|print| is(&revoked.certificates, print));
+        if bad {
+            return None;
+        }
+        // What it was verified by must be there still: the last of the chain, or the key itself, on
+        // the same terms.
+        let is_the_one = |signer: &Signer| {
             signer.name == by.signer
+                && signer.requirements == by.requirements
                 && match &signer.anchor {
                     Anchor::Key(key) => hex::encode(key.id()) == by.key,
                     Anchor::Certificate(one) => {
@@ -191,12 +200,14 @@ impl PolicyTrust {
                             || one.key().is_ok_and(|key| hex::encode(key.id()) == by.key)
                     }
                 }
-        });
-        if bad || !anchor_is_there {
-            return None;
+        };
+        let mut kinds = None;
+        for (signer, signs) in self.trust.signers.iter().zip(&self.signs) {
+            if is_the_one(signer) && signs.contains(by.with) {
+                kinds = Some(kinds.unwrap_or(Kinds::NONE).union(signer.kinds));
+            }
         }
-        let same = self.trust.signers.iter().filter(|signer| signer.name == by.signer);
-        Some(same.fold(Kinds::NONE, |all, signer| all.union(signer.kinds)))
+        kinds
     }
 
     /// The first version of a catalog that is trusted, if the policy revokes older ones.
@@ -311,7 +322,10 @@ impl PolicyTrust {
                     );
                     return Err(("not-for-this", message));
                 }
-                Ok(SignedBy::from(one))
+                let signer = self.trust.signers.get(one.signer);
+                let requirements = signer.map(|signer| signer.requirements.clone());
+                let requirements = requirements.unwrap_or_default();
+                Ok(SignedBy { with, requirements, ..SignedBy::from(one) })
             })
             .collect()
     }
@@ -382,6 +396,13 @@ impl From<&Verified> for SignedBy {
                     format!("{} (serial {}, until {:.0})", one.subject, one.serial, one.not_after)
                 })
                 .collect(),
+            other_prints: verified
+                .chain
+                .iter()
+                .flat_map(|one| one.other_fingerprints.iter().cloned())
+                .collect(),
+            with: Signs::NONE,
+            requirements: Requirements::default(),
             prints: verified.chain.iter().map(|one| one.fingerprint.clone()).collect(),
             warnings: verified.warnings.iter().map(ToString::to_string).collect(),
         }

@@ -106,6 +106,9 @@ pub struct CertificateInfo {
     pub serial: String,
     /// The SHA-256 of its DER, in hexadecimal.
     pub fingerprint: String,
+    /// What that would be if its signature were written in the other way that ECDSA leaves.
+    #[serde(skip)]
+    pub other_fingerprints: Vec<String>,
     /// When it expires.
     pub not_after: Timestamp,
 }
@@ -336,6 +339,7 @@ impl Certificate {
             issuer: shown(&self.issuer),
             serial: hex::encode(self.serial.as_bytes()),
             fingerprint: hex::encode(self.fingerprint),
+            other_fingerprints: self.other_fingerprints().iter().map(hex::encode).collect(),
             not_after: self.not_after,
         }
     }

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::fresh;
-use crate::agent::{Agent, Policy, json};
+use crate::{
+    agent::{Agent, Policy, json},
+    attack::is_old_kernel,
+};
 
 /// What is done, and in which command lines. Each works in a folder of its own.
 const WORK: &[(&str, &str)] = &[
@@ -89,7 +92,9 @@ pub fn audit() -> Result<()> {
         ensure!(gate["denied"] == 0, "{gate}");
         println!("  {}: {} would have been refused", gate["gate"], gate["would_deny"]);
     }
-    ensure!(status["health"] == "ok", "{status}");
+    // Where the agent hashes, that is a warning by itself.
+    let expected = if is_old_kernel() { "warning" } else { "ok" };
+    ensure!(status["health"] == expected, "{status}");
     agent.stop()
 }
 
