@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         ["bench", "exec"] => bench::exec(),
         ["bench", "write"] => bench::write(),
         ["bench", "interpreter"] => bench::interpreter(),
+        ["bench", "catalog"] => bench::catalog(),
         ["bench", "churn"] => scenarios::million(),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),

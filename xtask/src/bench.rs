@@ -22,6 +22,9 @@ pub enum Bench {
     Interpreter(Args),
     /// What memory grows by a million opens for writing; in seconds of an emulated machine
     Churn(Args),
+    /// What a signed catalog of 200,000 digests costs beside a plain manifest: memory, and time of an
+    /// emulated machine
+    Catalog(Args),
 }
 
 #[derive(clap::Args)]
@@ -43,13 +46,14 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Write(args) => ("write", args),
         Bench::Interpreter(args) => ("interpreter", args),
         Bench::Churn(args) => ("churn", args),
+        Bench::Catalog(args) => ("catalog", args),
     };
     setup::setup(setup::For::Machines)?;
     let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
     let built = build::build()?;
     let command = ["portcullis-guest", "bench", name].map(str::to_owned);
     let mut vm = Vm::new(&kernel, &built, &command);
-    vm.icount = !matches!(bench, Bench::Churn(_));
+    vm.icount = !matches!(bench, Bench::Churn(_) | Bench::Catalog(_));
     vm.timeout = Duration::from_secs(600);
     let (mut result, mut console) = (None, String::new());
     let ended = vm.run(|line| match line.strip_prefix("@@result ") {
@@ -81,6 +85,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
                 show_pairs(&title, &measured, ["unmarked", "marked"])?;
             }
             Bench::Churn(_) => show_growth(&kernel.name, &measured),
+            Bench::Catalog(_) => show_catalog(&kernel.name, &measured),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -141,6 +146,36 @@ fn show_growth(kernel: &str, measured: &Value) {
     for (what, at) in [("agent, resident", "agent_kib"), ("kernel, unreclaimable", "kernel_kib")] {
         println!("{what:<28}{} KiB, then {} KiB", measured[at]["before"], measured[at]["after"]);
     }
+}
+
+fn show_catalog(kernel: &str, measured: &Value) {
+    let (catalog, manifest) = (&measured["catalog"], &measured["manifest"]);
+    println!(
+        "Linux {kernel}, {} digests; 1 ms is a million guest instructions:",
+        measured["digests"]
+    );
+    println!("{:<44}{:>12}{:>12}", "", "catalog", "manifest");
+    let row = |what: &str, catalog: &Value, manifest: &Value| {
+        let shown =
+            |value: &Value| if value.is_null() { "-".to_owned() } else { value.to_string() };
+        println!("{what:<44}{:>12}{:>12}", shown(catalog), shown(manifest));
+    };
+    row("signing, ms", &measured["sign_ms"], &Value::Null);
+    row("start of the agent, ms", &catalog["start_ms"], &manifest["start_ms"]);
+    row("from the drop until in force, ms", &catalog["in_force_ms"], &Value::Null);
+    row("from the removal until out of force, ms", &catalog["removed_ms"], &Value::Null);
+    row("agent before, KiB", &catalog["before"]["agent_kib"], &Value::Null);
+    row("agent at most, KiB", &catalog["peak_kib"], &manifest["peak_kib"]);
+    for (what, at) in [("agent", "agent_kib"), ("kernel", "kernel_kib")] {
+        let (with, plain) = (&catalog["with"][at], &manifest["with"][at]);
+        row(&format!("{what} with it, KiB"), with, plain);
+    }
+    row("agent afterwards, KiB", &catalog["after"]["agent_kib"], &Value::Null);
+    let kernel = [&catalog["before"]["kernel_kib"], &catalog["after"]["kernel_kib"]];
+    row("kernel before, KiB", kernel[0], &Value::Null);
+    row("kernel afterwards, KiB", kernel[1], &Value::Null);
+    let (count, longest) = (&catalog["starts"]["count"], &catalog["starts"]["longest_ms"]);
+    println!("{count} starts meanwhile, none refused, the longest took {longest} ms");
 }
 
 fn kernel_name(result: &Value) -> &str {

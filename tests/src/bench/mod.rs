@@ -1,9 +1,11 @@
 //! Measures in guest instructions: under QEMU's `icount` the guest's clock advances one nanosecond
 //! for each instruction, so that a clock reads as a counter.
 
+mod catalog;
 mod interpreter;
 mod write;
 
+pub use catalog::catalog;
 pub use interpreter::interpreter;
 pub use write::write;
 

@@ -230,7 +230,7 @@ fn modprobe(module: &str) -> Result<()> {
 }
 
 /// A policy that lists the machine's own files, and the extra ones.
-fn base_policy(listed: &[&Path]) -> Result<Policy> {
+pub fn base_policy(listed: &[&Path]) -> Result<Policy> {
     const SCANNED: &str = "/run/base";
     let base = Path::new(SCANNED);
     if !base.join("policy.toml").exists() {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::{base_policy, fresh};
 use crate::{
     agent::{Agent, json},
-    attack::{good, install},
+    attack::{good, install, is_old_kernel},
 };
 
 /// Starts of programs, in which nothing may differ.
@@ -44,7 +44,9 @@ pub fn audit() -> Result<()> {
         ensure!(gate["denied"] == 0, "{gate}");
     }
     ensure!(gates.iter().any(|gate| gate["would_deny"].as_u64() > Some(0)), "{status}");
-    ensure!(status["health"] == "ok", "{status}");
+    // Where the agent hashes, that is a warning by itself.
+    let expected = if is_old_kernel() { "warning" } else { "ok" };
+    ensure!(status["health"] == expected, "{status}");
     agent.stop()
 }
 
