@@ -202,7 +202,7 @@ pub fn without_signed(refused: Vec<InUse>, policy: &Policy) -> Vec<InUse> {
 #[must_use]
 pub fn folders_of(policy: &Policy) -> Vec<PathBuf> {
     let folders = Folders::default();
-    folders.change(Some(Tops { modules: None, ..Tops::of(policy) }));
+    folders.change(Some(Tops::of(policy)));
     folders.all()
 }
 

@@ -24,10 +24,10 @@ const MAX_DEPTH: u32 = 32;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tops {
     /// As the policy names them: their files are looked at beforehand, too.
-    pub named: Vec<PathBuf>,
+    named: Vec<PathBuf>,
     /// Those of the running kernel's modules, which are looked at only when they are opened:
     /// there are thousands, of which few are ever loaded.
-    pub modules: Option<PathBuf>,
+    modules: Option<PathBuf>,
 }
 
 impl Tops {
@@ -111,10 +111,10 @@ impl Folders {
         }
     }
 
-    /// The folders that the policy names, with those in them.
+    /// All of them, with those in them.
     pub fn all(&self) -> Vec<PathBuf> {
         let mut all = Vec::new();
-        for top in &self.tops().named {
+        for top in self.tops().all() {
             walk(top, 0, &mut |folder| all.push(folder.to_owned()), &mut |_| ());
         }
         all.truncate(MAX_FOLDERS);

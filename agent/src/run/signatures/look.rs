@@ -16,7 +16,7 @@ use portcullis_common::{Digest, Kinds};
 use tokio::sync::mpsc;
 
 use crate::{
-    artifact::{MAX_HASHED_BYTES, digest},
+    artifact::{self, MAX_HASHED_BYTES, digest},
     catalog::SignedBy,
     control::{SignatureAnswer, SignatureRefused},
     event::SignatureRejected,
@@ -164,7 +164,10 @@ impl Work {
             Purpose::Exec => Unpack::Nothing,
             Purpose::Open => Unpack::Modules,
         };
-        if self.look_once(file, before, unpack) == Outcome::Settled {
+        let settled = self.look_once(file, before, unpack) == Outcome::Settled;
+        // Opened for reading; whoever uses it all the same is refused once if it is signed later.
+        let is_data = || purpose == Purpose::Open && matches!(artifact::identify(file), Ok(None));
+        if settled || is_data() {
             self.hold(group, file, before, purpose);
         }
     }
