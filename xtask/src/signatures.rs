@@ -50,7 +50,7 @@ const LIBRARIES: [&str; 3] = ["before.so", "inside.so", "elsewhere.so"];
 /// * `PROGRAM` and `PROGRAM.sig`, the bytes of its `security.ima`, for each of the programs;
 /// * `verity.sig`, over the fs-verity digest of `verity`, and not over its content;
 /// * the libraries, likewise;
-/// * `module.crt` and `other.crt`; `dummy-RELEASE.ko` and `.ko.xz` of each kernel, signed by the
+/// * `module.crt` and `other.crt`; `dummy-RELEASE.ko`, `.ko.xz`, `.ko.gz` and `.ko.zst` of each kernel, signed by the
 ///   first, and `dummy-RELEASE-late.ko`; `dummy-RELEASE-other.ko` by the second; and `program-with-module-signature`.
 pub fn make(built: &Built, kernels: &[Kernel], libevil: &Path, folder: &Path) -> Result<()> {
     let lab = Lab { folder: folder.to_owned() };
@@ -164,6 +164,10 @@ impl Lab {
             let mut pack = command("xz", ["--check=crc32", "--lzma2=dict=1MiB", "--stdout"]);
             let packed = quietly(pack.arg(self.path(&plain)))?.stdout;
             fs::write(self.path(&format!("{plain}.xz")), packed)?;
+            for (packer, suffix) in [("gzip", "gz"), ("zstd", "zst")] {
+                let packed = quietly(command(packer, ["-c"]).arg(self.path(&plain)))?.stdout;
+                fs::write(self.path(&format!("{plain}.{suffix}")), packed)?;
+            }
         }
         let program = "program-with-module-signature";
         quietly(

@@ -160,6 +160,7 @@ pub const ALL: &[Scenario] = &[
 
 /// What is also run by default on a kernel whose gates cannot hash.
 pub const ALSO_OLD: &[&str] = &[
+    "signatures",
     "exec-unlisted",
     "library-unlisted",
     "change-after-verdict",
