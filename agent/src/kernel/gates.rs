@@ -191,7 +191,8 @@ impl Gates {
     ) -> Result<Active, GatesError> {
         let vouched = self.vouched.clone();
         let still = |vouch: &Vouch| policy.still_vouched(vouch);
-        vouched.switch(rules, still, |rules| self.put_in_force(policy, rules, mode))
+        vouched
+            .switch(rules, still, &policy.withheld, |rules| self.put_in_force(policy, rules, mode))
     }
 
     fn put_in_force(

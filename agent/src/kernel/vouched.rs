@@ -2,7 +2,7 @@
 //! in force when such a file is first seen, and go along when another policy comes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -37,6 +37,8 @@ struct State {
     rules: Option<Allowlist>,
     /// What the policy itself says of digests is not repeated here.
     known: HashMap<Digest, Vouch>,
+    /// As what digests are taken back that may be used as something else.
+    withheld: BTreeMap<Digest, Kinds>,
 }
 
 impl Vouched {
@@ -54,8 +56,8 @@ impl Vouched {
         if state.known.len() >= MAX_VOUCHED && !state.known.contains_key(&digest) {
             return Ok(false);
         }
-        let Some(rules) = &mut state.rules else { return Ok(false) };
-        let allowed = join(rules, &digest, &vouch)?;
+        let State { rules: Some(rules), withheld, .. } = &mut *state else { return Ok(false) };
+        let allowed = join(rules, withheld, &digest, &vouch)?;
         if allowed {
             state.known.insert(digest, vouch);
         }
@@ -83,11 +85,12 @@ impl Vouched {
     }
 
     /// Takes along what is known into the rules of the next policy, which `put` puts in force.
-    /// `still` says what a signer may vouch for there.
+    /// `still` says what a signer may vouch for there, and `withheld` what signatures do not bring back.
     pub(super) fn switch<T>(
         &self,
         mut next: Allowlist,
         still: impl Fn(&Vouch) -> Option<Vouch>,
+        withheld: &BTreeMap<Digest, Kinds>,
         put: impl FnOnce(Allowlist) -> Result<T, GatesError>,
     ) -> Result<T, GatesError> {
         // Held until the switch: a file that is vouched for meanwhile must not be lost.
@@ -95,7 +98,7 @@ impl Vouched {
         let mut kept = HashMap::with_capacity(state.known.len());
         for (digest, vouch) in &state.known {
             if let Some(vouch) = still(vouch)
-                && join(&mut next, digest, &vouch)?
+                && join(&mut next, withheld, digest, &vouch)?
             {
                 kept.insert(*digest, vouch);
             }
@@ -104,16 +107,24 @@ impl Vouched {
         let done = put(next)?;
         state.rules = Some(again);
         state.known = kept;
+        state.withheld.clone_from(withheld);
         Ok(done)
     }
 }
 
 /// Adds to what the policy says of the digest. Deny beats allow.
-fn join(rules: &mut Allowlist, digest: &Digest, vouch: &Vouch) -> Result<bool, MapError> {
+fn join(
+    rules: &mut Allowlist,
+    withheld: &BTreeMap<Digest, Kinds>,
+    digest: &Digest,
+    vouch: &Vouch,
+) -> Result<bool, MapError> {
+    let kinds = vouch.kinds.without(withheld.get(digest).copied().unwrap_or_default());
     let rule = match rules.get(digest)? {
         Some(rule) if rule.denied == 1 => return Ok(false),
-        Some(rule) => Rule { kinds: rule.kinds.union(vouch.kinds), ..rule },
-        None => Rule { kinds: vouch.kinds, denied: 0, source: vouch.source, line: 0 },
+        _ if kinds.is_empty() => return Ok(false),
+        Some(rule) => Rule { kinds: rule.kinds.union(kinds), ..rule },
+        None => Rule { kinds, denied: 0, source: vouch.source, line: 0 },
     };
     rules.set(digest, rule)?;
     Ok(true)

@@ -1,6 +1,6 @@
 //! Rules from several places become one for each digest.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use portcullis_common::{Choices, Digest, Kinds, Rule};
 
@@ -80,14 +80,19 @@ impl Policy {
         }
         // None can contradict the policy file here: that would have been seen without catalogs.
         policy.rules = rules.merge(&policy.sources, &mut Vec::new());
-        withdraw(&mut policy.rules, &withdrawn);
+        policy.withheld = withdraw(&mut policy.rules, &withdrawn);
         policy.choices = policy.choices.union(choices_of(&policy.rules));
         policy
     }
 }
 
-fn withdraw(rules: &mut Vec<(Digest, Rule)>, withdrawn: &[(Digest, Kinds, u16, u32)]) {
+/// Takes digests back, and returns those of which something remains.
+fn withdraw(
+    rules: &mut Vec<(Digest, Rule)>,
+    withdrawn: &[(Digest, Kinds, u16, u32)],
+) -> BTreeMap<Digest, Kinds> {
     let mut new = Vec::new();
+    let mut withheld: BTreeMap<Digest, Kinds> = BTreeMap::new();
     for (digest, kinds, source, line) in withdrawn {
         let denied = Rule { kinds: Kinds::NONE, denied: 1, source: *source, line: *line };
         match rules.binary_search_by(|(listed, _)| listed.cmp(digest)) {
@@ -99,6 +104,8 @@ fn withdraw(rules: &mut Vec<(Digest, Rule)>, withdrawn: &[(Digest, Kinds, u16, u
                     *rule = denied;
                 } else {
                     rule.kinds = rest;
+                    let known = withheld.entry(*digest).or_default();
+                    *known = known.union(*kinds);
                 }
             }
         }
@@ -108,6 +115,7 @@ fn withdraw(rules: &mut Vec<(Digest, Rule)>, withdrawn: &[(Digest, Kinds, u16, u
         rules.sort_by_key(|(digest, _)| *digest);
         rules.dedup_by_key(|(digest, _)| *digest);
     }
+    withheld
 }
 
 /// The choices that rules make by being there.
@@ -187,6 +195,8 @@ mod tests {
         // Only what its signer may vouch for can it take back.
         assert_eq!(policy.rule(&[2; 32]).map(|rule| rule.kinds), Some(Kinds::LIBRARY));
         assert!(policy.choices.contains(Choices::CONTENT_COUNTS));
+        // Nor does a signature on such a file bring back what was taken.
+        assert_eq!(policy.withheld.get(&[2; 32]), Some(&Kinds::EXECUTABLE));
         let rules: Vec<_> = policy.rules.iter().map(|(digest, _)| digest[0]).collect();
         assert_eq!(rules, [1, 2, 3, 4]);
     }

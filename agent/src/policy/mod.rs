@@ -17,7 +17,7 @@ use std::{
 };
 
 use indicatif::ProgressBar;
-use portcullis_common::{Choices, Digest, Mode, Rule, fsverity_key};
+use portcullis_common::{Choices, Digest, Kinds, Mode, Rule, fsverity_key};
 
 use crate::{
     catalog::SignedBy,
@@ -48,6 +48,9 @@ pub struct Policy {
     pub sources: Vec<PathBuf>,
     /// Who signed those of them that are catalogs, by [`Rule::source`].
     pub signed: BTreeMap<u16, Vec<SignedBy>>,
+    /// As what catalogs take digests back that may be used as something else: signatures on files do
+    /// not bring that back.
+    pub withheld: BTreeMap<Digest, Kinds>,
     /// Who may vouch for artifacts.
     pub trust: PolicyTrust,
     /// One rule for each digest, sorted by digest.
@@ -143,6 +146,7 @@ impl Policy {
             mode: source.mode,
             sources,
             signed,
+            withheld: BTreeMap::new(),
             trust,
             rules,
             trusted_filesystems: source.trusted_filesystems,
@@ -161,6 +165,7 @@ impl Policy {
             mode: Mode::Audit,
             sources: Vec::new(),
             signed: BTreeMap::new(),
+            withheld: BTreeMap::new(),
             trust: PolicyTrust::default(),
             rules: Vec::new(),
             trusted_filesystems: Vec::new(),
@@ -235,8 +240,6 @@ fn read(file: &Path, progress: &ProgressBar) -> Result<Vec<u8>, Diagnostic> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use portcullis_common::Kinds;
 
     use super::*;
 
