@@ -127,7 +127,9 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     signed::make(built, &files.path().join("signed"))?;
     let libevil = files.path().join("libevil.so");
     signatures::make(built, kernels, &libevil, &files.path().join("signatures"))?;
-    let batches = batches(built, kernels, args)?;
+    let mut batches = batches(built, kernels, args)?;
+    // The longest first, so that no machine is left alone at the end.
+    batches.sort_by_key(|batch| !batch.machine.contains("smp2"));
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);
     println!("== {total} scenarios on {} kernels, in {} machines", kernels.len(), batches.len());
