@@ -50,6 +50,7 @@ pub fn demo(args: &Args) -> Result<ExitCode> {
     match ended {
         Ended::Exited(code) => Ok(ExitCode::from(code)),
         Ended::Lost(why) => bail!("the virtual machine was lost: {why}"),
+        Ended::Silent => bail!("the virtual machine says nothing any more"),
     }
 }
 

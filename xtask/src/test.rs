@@ -41,7 +41,12 @@ pub struct Args {
 const BATCH: usize = 5;
 
 /// How long a batch may take.
-const TIMEOUT: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(900);
+
+/// A machine tells every 15 seconds that it lives. One that does not for so long has been frozen by its
+/// emulator: a kernel that hangs says so itself (its watchdogs need 20 to 120 seconds), and a program
+/// that hangs is found by the guest.
+const SILENCE: Duration = Duration::from_secs(180);
 
 pub fn test(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
@@ -261,12 +266,48 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
     Ok(batches)
 }
 
-/// Runs one machine, says how each scenario came out, and returns how many failed.
+/// Runs one machine, once more if it was frozen, and returns how many scenarios failed.
 fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
+    match run_machine(built, files, batch) {
+        Outcome::Done(failed) => failed,
+        Outcome::Frozen(left) => {
+            let names = left;
+            let shown = format!(
+                "   {:>6} NOTE   the emulator froze without a word; once more: {names:?}\n",
+                batch.kernel.name
+            );
+            let _ = std::io::stdout().write_all(shown.as_bytes());
+            let again = Batch { kernel: batch.kernel, machine: batch.machine.clone(), names };
+            match run_machine(built, files, &again) {
+                Outcome::Done(failed) => failed,
+                Outcome::Frozen(left) => {
+                    let shown =
+                        format!("   {:>6} FAILED {left:?}: frozen again\n", batch.kernel.name);
+                    let _ = std::io::stdout().write_all(shown.as_bytes());
+                    left.len().max(1)
+                }
+            }
+        }
+    }
+}
+
+/// How a machine came out.
+enum Outcome {
+    /// So many scenarios failed.
+    Done(usize),
+    /// It froze, before any failed, and these have not passed.
+    Frozen(Vec<String>),
+}
+
+/// Runs one machine and says how each scenario came out.
+fn run_machine(built: &Built, files: &Path, batch: &Batch<'_>) -> Outcome {
     let Batch { kernel, machine, names } = batch;
     let mut console = String::new();
     let mut passed = Vec::new();
     let ended = boot(built, files, batch, |line| {
+        if line.starts_with("@@alive ") {
+            return;
+        }
         console.push_str(line);
         console.push('\n');
         // What a scenario wants to be seen although it passed.
@@ -286,22 +327,43 @@ fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
     });
     let failed: Vec<_> = names.iter().filter(|name| !passed.contains(name)).collect();
     if failed.is_empty() && matches!(ended, Ok(Ended::Exited(0))) {
-        return 0;
+        return Outcome::Done(0);
     }
     let kept = keep_console(kernel, names, &console);
     let why = match ended {
+        Ok(Ended::Silent) if !has_failed(&console) => {
+            return Outcome::Frozen(failed.into_iter().cloned().collect());
+        }
+        Ok(Ended::Silent) => "; the machine says nothing any more".into(),
         Ok(Ended::Exited(_)) => String::new(),
         Ok(Ended::Lost(why)) => format!("; the machine was lost: {why}"),
         Err(error) => format!("; the machine did not run: {error:#}"),
     };
-    let tail: Vec<_> = console.lines().rev().take(40).collect();
-    let tail: String = tail.iter().rev().map(|line| format!("      | {line}\n")).collect();
+    let tail: String = failed.iter().map(|name| said_by(name, &console)).collect();
     let shown = format!(
         "   {:>6} FAILED {failed:?} on machine {machine:?}{why}; console: {kept}\n{tail}",
         kernel.name
     );
     let _ = std::io::stdout().write_all(shown.as_bytes());
-    failed.len().max(1)
+    Outcome::Done(failed.len().max(1))
+}
+
+fn has_failed(console: &str) -> bool {
+    let failed = |line: &str| line.starts_with("@@scenario ") && line.contains(" failed ");
+    console.lines().any(failed)
+}
+
+/// The last that a scenario said, for whoever has only this output. A hang is told with every process.
+fn said_by(name: &str, console: &str) -> String {
+    const SHOWN: usize = 100;
+    let (first, last) = (format!("scenario {name}"), format!("@@scenario {name} "));
+    let from = console.lines().skip_while(|line| *line != first);
+    let mut lines: Vec<_> = from.take_while(|line| !line.starts_with(&last)).collect();
+    if lines.is_empty() {
+        lines = console.lines().collect();
+    }
+    let shown = &lines[lines.len().saturating_sub(SHOWN)..];
+    shown.iter().map(|line| format!("      | {line}\n")).collect()
 }
 
 fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) -> Result<Ended> {
@@ -325,6 +387,7 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
     let append = format!("{} {append}", batch.kernel.needs());
     vm.append = &append;
     vm.timeout = TIMEOUT;
+    vm.silence = SILENCE;
     vm.run(show)
 }
 

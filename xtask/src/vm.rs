@@ -86,6 +86,8 @@ pub struct Vm<'a> {
     pub append: &'a str,
     /// When to give up.
     pub timeout: Duration,
+    /// How long it may say nothing once it has started.
+    pub silence: Duration,
     /// Whether a USB stick with an ext4 filesystem is plugged in.
     pub usb_stick: bool,
     /// Whether a folder of the host, empty at first, can be mounted as 9p, as `share` and as
@@ -110,6 +112,7 @@ impl<'a> Vm<'a> {
             mem: 1024,
             append: "",
             timeout: Duration::from_secs(600),
+            silence: Duration::MAX,
             usb_stick: false,
             share: false,
             xfs_disk: false,
@@ -125,6 +128,8 @@ pub enum Ended {
     Exited(u8),
     /// The machine ended or hung before the command did.
     Lost(&'static str),
+    /// The machine said nothing for too long, not even that it lives.
+    Silent,
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
@@ -147,6 +152,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         mem: args.mem,
         append: &args.append,
         timeout: Duration::from_secs(args.timeout),
+        silence: Duration::MAX,
         usb_stick: false,
         share: false,
         xfs_disk: false,
@@ -159,6 +165,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     match ended {
         Ended::Exited(code) => Ok(ExitCode::from(code)),
         Ended::Lost(why) => bail!("the guest was lost: {why}"),
+        Ended::Silent => bail!("the guest says nothing any more"),
     }
 }
 
@@ -264,7 +271,9 @@ impl Vm<'_> {
             (Ended::Lost("it ended before the command"), false, false);
         let mut over = false;
         loop {
-            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let left = end.saturating_duration_since(Instant::now());
+            let silence = if started { self.silence } else { Duration::MAX };
+            match lines.recv_timeout(left.min(silence)) {
                 Ok(line) => match marks.find(&line) {
                     Some((_, "start")) => started = true,
                     Some((before, mark)) => {
@@ -286,7 +295,11 @@ impl Vm<'_> {
                 },
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    ended = Ended::Lost("it took too long");
+                    ended = if silence < left {
+                        Ended::Silent
+                    } else {
+                        Ended::Lost("it took too long")
+                    };
                     break;
                 }
             }

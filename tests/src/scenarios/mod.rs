@@ -33,6 +33,7 @@ mod soak;
 mod soak_debian;
 mod verified;
 mod victim;
+mod watchdog;
 
 use std::{
     fs,
@@ -48,10 +49,7 @@ use rustix::{
     mount::{UnmountFlags, unmount},
 };
 
-use crate::{
-    agent::{PATIENCE, Policy, text},
-    attack::is_old_kernel,
-};
+use crate::agent::{PATIENCE, Policy, text};
 
 pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
@@ -179,7 +177,9 @@ pub fn run(names: &[&str]) -> ExitCode {
         };
         let start = Instant::now();
         println!("scenario {name}");
+        let watched = watchdog::Watchdog::start(name);
         let done = (scenario.run)().and_then(|()| leaves_nothing());
+        drop(watched);
         let seconds = start.elapsed().as_secs_f32();
         match done {
             Ok(()) => println!("@@scenario {name} ok {seconds:.1}"),
@@ -210,12 +210,13 @@ fn fresh(path: &str) -> Result<&Path> {
     Ok(folder)
 }
 
-/// Unmounts a filesystem; on Linux 5.10 it may be busy for a moment, as the agent hashes a file on it.
+/// Unmounts a filesystem that may be busy for a moment: on Linux 5.10 because the agent hashes a file
+/// on it, elsewhere because it looks at the process that ran from there.
 fn unmount_soon(at: &Path) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         match unmount(at, UnmountFlags::empty()) {
-            Err(Errno::BUSY) if is_old_kernel() && Instant::now() < end => {
+            Err(Errno::BUSY) if Instant::now() < end => {
                 sleep(Duration::from_millis(20));
             }
             done => return done.with_context(|| format!("unmounting {}", at.display())),
