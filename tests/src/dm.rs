@@ -5,11 +5,15 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::minor;
+
+use crate::agent::PATIENCE;
 
 const HEADER: usize = 312;
 const SPEC: usize = 40;
@@ -39,6 +43,21 @@ impl Mapped {
         Ok(mapped)
     }
 
+    /// Makes a device that gets the number of one that was removed. The kernel gives a number again
+    /// only when nobody looks at the old device any more, and the agent may do so for a moment.
+    pub fn at(node: &Path, name: &str, table: &Table) -> Result<Self> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let device = Self::new(name, table)?;
+            if device.node() == node {
+                return Ok(device);
+            }
+            device.remove()?;
+            ensure!(Instant::now() < end, "the number of {} is not given again", node.display());
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Gives it another table, whatever lies on it.
     pub fn exchange(&self, table: &Table) -> Result<()> {
         call(LOAD, &self.name, if table.read_only { READONLY } else { 0 }, Some(table))?;
@@ -52,7 +71,7 @@ impl Mapped {
         format!("/dev/dm-{}", minor(self.device)).into()
     }
 
-    /// Removes it; the next device gets its number.
+    /// Removes it; the next device gets its number, if nobody looks at this one any more.
     pub fn remove(self) -> Result<()> {
         call(REMOVE, &self.name, 0, None).map(drop)
     }

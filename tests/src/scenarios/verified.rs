@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::{
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    mount::{MountFlags, mount},
     process::Signal,
 };
 use serde_json::Value;
@@ -186,7 +186,7 @@ pub fn filesystem() -> Result<()> {
     ensure!(String::from_utf8_lossy(&output.stdout).contains("verified filesystem"), "{output:?}");
 
     // Unmounted, removed, and made anew while the agent runs.
-    unmount("/mnt/verified", UnmountFlags::empty())?;
+    unmount_soon(Path::new("/mnt/verified"))?;
     device.remove()?;
     let device = Mapped::new("later", &image.table(" 1 restart_on_corruption"))?;
     let program = mount_at(&device.node(), Path::new("/mnt/verified"))?;
@@ -213,7 +213,7 @@ pub fn filesystem() -> Result<()> {
     is_refused(&program, "a program on a filesystem that is trusted for libraries")?;
     ensure!(crate::attack::map_as_code(&program)? == Attempt::Ran);
     agent.stop()?;
-    unmount("/mnt/verified", UnmountFlags::empty())?;
+    unmount_soon(Path::new("/mnt/verified"))?;
     device.remove()
 }
 
@@ -250,7 +250,7 @@ pub fn attacks() -> Result<()> {
     device.exchange(&image.evil_table())?;
     drop_caches()?;
     ensure!(exec_path(&program)? == Attempt::Ran, "exchanging the table does not even work");
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()?;
 
     let other = base_policy(&[])?;
@@ -267,13 +267,13 @@ pub fn attacks() -> Result<()> {
     let unverified = loop_device(Path::new("/files/verified/image"))?;
     let plain = mount_at(Path::new(&unverified), Path::new("/mnt/plain"))?;
     is_refused(&plain, "the same image without verification")?;
-    unmount("/mnt/plain", UnmountFlags::empty())?;
+    unmount_soon(Path::new("/mnt/plain"))?;
     Command::new("/bin/losetup").args(["-d", &unverified]).status()?;
     fs::create_dir_all("/mnt/merged")?;
     let options = c"lowerdir=/mnt/verified:/mnt/plain";
     mount("overlay", "/mnt/merged", "overlay", MountFlags::RDONLY, Some(options))?;
     is_refused(Path::new("/mnt/merged/program"), "an overlay over it")?;
-    unmount("/mnt/merged", UnmountFlags::empty())?;
+    unmount_soon(Path::new("/mnt/merged"))?;
 
     // Only the table changes: no hook of the filesystem is called.
     device.exchange(&image.evil_table())?;
@@ -291,23 +291,21 @@ pub fn attacks() -> Result<()> {
 
     // The number is given to another device.
     let number = device.node();
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()?;
-    let device = Mapped::new("good", &image.table(""))?;
-    ensure!(device.node() == number, "the number is not given again");
+    let device = Mapped::at(&number, "good", &image.table(""))?;
     mount_at(&device.node(), at)?;
     let end = Instant::now() + PATIENCE;
     while !runs(&program)? {
         ensure!(Instant::now() < end, "a new device of an old number is not trusted");
         sleep(Duration::from_millis(20));
     }
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()?;
-    let device = Mapped::new("evil", &Table::linear(image.sectors, &image.evil))?;
-    ensure!(device.node() == number, "the number is not given again");
+    let device = Mapped::at(&number, "evil", &Table::linear(image.sectors, &image.evil))?;
     mount_at(&device.node(), at)?;
     is_refused(&program, "another device of the same number")?;
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()?;
     let device = Mapped::new("first", &image.evil_table())?;
     mount_at(&device.node(), at)?;
@@ -315,7 +313,7 @@ pub fn attacks() -> Result<()> {
     // Filled with the wrong content first, mounted when the table is right.
     device.exchange(&image.table(""))?;
     is_refused(&program, "a device that was something else first")?;
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()?;
 
     agent.stop()?;
@@ -328,7 +326,7 @@ pub fn attacks() -> Result<()> {
     is_refused(&program, "verified with ignore_corruption")?;
     let check = health("verified-filesystems")?;
     ensure!(check["found"].as_str().is_some_and(|found| found.contains("ignore_corruption")));
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()?;
 
     // A block is changed below: the kernel gives an error, and never the changed block.
@@ -348,7 +346,7 @@ pub fn attacks() -> Result<()> {
         }
     }
     agent.stop()?;
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     device.remove()
 }
 
@@ -360,11 +358,11 @@ fn served_on_the_device(image: &Image, at: &Path) -> Result<()> {
     let program = mount_at(&device.node(), at)?;
     let agent = enforce(&image.policy("[[filesystem]]\ntype = \"fuse\"\n")?)?;
     ensure!(runs(&program)?, "the trusted filesystem");
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     let lies = TwoFaced::mount_on(&device.node(), at, &good("blk")?, &evil("blk")?)?;
     is_refused(&program, "FUSE on the verified device")?;
     agent.stop()?;
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     lies.unmount()?;
     device.remove()
 }
