@@ -165,3 +165,12 @@ bytes() { head -c "$1" /dev/zero | tr '\0' x; }
 { bytes 64; printf '\000\000\002\000\000\000\000\000\000\000\000\050'
   printf '~Module signature appended~\n'; } > "$seeds/module/signed"
 bytes 64 > "$seeds/module/unsigned"
+
+# Bundles, with and without a signature.
+mkdir -p "$seeds/bundle"
+printf 'name = "p"\nversion = 1\nmode = "audit"\ninclude = [{ path = "m", kinds = ["library"] }]\n' > p.toml
+printf '%064d  /a\n' 7 > m
+portcullis policy build p.toml -o "$seeds/bundle/unsigned" --target device:pump
+portcullis key generate -o bundle.pem
+cp "$seeds/bundle/unsigned" "$seeds/bundle/signed"
+portcullis policy sign "$seeds/bundle/signed" --key bundle.pem

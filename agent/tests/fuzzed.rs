@@ -126,8 +126,13 @@ fn ends_of_modules() {
     named("module");
 }
 
+#[test]
+fn bundles() {
+    named("bundle");
+}
+
 /// So that none is forgotten here.
 #[test]
 fn there_are_no_others() {
-    assert_eq!(TARGETS.len(), 9);
+    assert_eq!(TARGETS.len(), 10);
 }

@@ -7,6 +7,7 @@ use portcullis::{
     artifact::signature::{ima, module},
     catalog::SignedBy,
     policy::{
+        bundle::{Bundle, Form},
         manifest::{self, Found},
         source::Source,
         trust::PolicyTrust,
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// Everything that is driven.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "policy", drive: policy },
     Target { name: "manifest", drive: manifest },
     Target { name: "cms", drive: cms },
@@ -37,6 +38,7 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "rotation", drive: rotation },
     Target { name: "ima", drive: ima_attribute },
     Target { name: "module", drive: module_end },
+    Target { name: "bundle", drive: bundle },
 ];
 
 /// A policy's text. Every mistake has a place that is in the text.
@@ -50,6 +52,17 @@ fn policy(data: &[u8]) {
             assert!(mistake.column >= 1, "{mistake}");
         }
     }
+}
+
+/// A bundle: what is read is written back as the same, with and without one more signature.
+fn bundle(data: &[u8]) {
+    let Ok(read) = Bundle::parse(data.to_vec()) else { return };
+    assert_eq!(read.bytes(), data);
+    let Ok(signed) = read.with_signature(Form::Raw, &[7; 64]) else { return };
+    let again = Bundle::parse(signed).expect("what is written is read");
+    assert_eq!(again.digest(), read.digest());
+    assert_eq!(again.manifest(), read.manifest());
+    assert!(again.signatures() <= read.signatures() + 1);
 }
 
 /// The attribute `security.ima`: what is read of a signature makes the same attribute.

@@ -159,20 +159,37 @@ fn classify(path: &Path) -> Option<(Kind, PathBuf, Option<Form>)> {
     Some((*kind, path.with_file_name(base), form))
 }
 
+/// Opens a file, if it is one, and says how long it is.
+fn open(path: &Path) -> Result<(File, u64), String> {
+    // A FIFO must not hang us.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file: File = opened.map_err(cannot)?;
+    let metadata = file.metadata().map_err(cannot)?;
+    if metadata.is_file() { Ok((file, metadata.len())) } else { Err("is not a file".into()) }
+}
+
+fn cannot(error: io::Error) -> String {
+    format!("cannot be read: {error}")
+}
+
+/// Reads the first bytes of a file, or fewer if it has fewer.
+///
+/// # Errors
+/// With what is wrong, for people.
+pub fn start(path: &Path, length: usize) -> Result<Vec<u8>, String> {
+    let (file, _) = open(path)?;
+    let mut bytes = Vec::with_capacity(length);
+    file.take(length as u64).read_to_end(&mut bytes).map_err(cannot)?;
+    Ok(bytes)
+}
+
 /// Reads a file of the folder whole, if it is one and not too large.
 ///
 /// # Errors
 /// With what is wrong, for people.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
-    let cannot = |error: io::Error| format!("cannot be read: {error}");
-    // A FIFO must not hang us.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file: File = opened.map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err("is not a file".into());
-    }
-    if metadata.len() > limit {
+    let (file, length) = open(path)?;
+    if length > limit {
         return Err(format!("is larger than {limit} bytes"));
     }
     let mut bytes = Vec::new();

@@ -1,5 +1,6 @@
 //! Policies: what operators write, and what it compiles to.
 
+pub mod bundle;
 pub mod diagnostic;
 pub mod manifest;
 mod merge;
@@ -64,6 +65,8 @@ pub struct Policy {
     pub choices: Choices,
     /// Folders in which files are looked at when they are opened, because they may be signed.
     pub signed_folders: Vec<PathBuf>,
+    /// How many different signers a bundle needs to replace it.
+    pub policy_signatures: usize,
 }
 
 impl Policy {
@@ -153,6 +156,7 @@ impl Policy {
             verified_filesystems: source.verified_filesystems,
             choices,
             signed_folders: source.signed,
+            policy_signatures: source.policy_signatures,
         })
     }
 
@@ -172,6 +176,7 @@ impl Policy {
             verified_filesystems: Vec::new(),
             choices: Choices::NONE,
             signed_folders: Vec::new(),
+            policy_signatures: 1,
         }
     }
 

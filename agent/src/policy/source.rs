@@ -51,6 +51,8 @@ pub struct Source {
     pub revoked: Vec<Revoked>,
     /// Folders in which files are looked at when they are opened, because they may be signed.
     pub signed: Vec<PathBuf>,
+    /// How many different signers a bundle needs to replace the policy.
+    pub policy_signatures: usize,
 }
 
 /// A manifest that belongs to a policy.
@@ -86,7 +88,7 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 12] = [
+const TOP_KEYS: [&str; 13] = [
     "name",
     "version",
     "mode",
@@ -99,6 +101,7 @@ const TOP_KEYS: [&str; 12] = [
     "signer",
     "revoke",
     "signed",
+    "policy_signatures",
 ];
 const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
@@ -185,6 +188,9 @@ impl Reader<'_> {
         let signers = self.without_namesakes(signers.unwrap_or_default());
         let revoked = get("revoke").map(|value| self.list(value, "[[revoke]]", Self::revoke));
         let signed = get("signed").map(|value| self.signed(value, &signers)).unwrap_or_default();
+        let policy_signatures = get("policy_signatures")
+            .and_then(|value| self.policy_signatures(value, &signers))
+            .unwrap_or(1);
         let mut choices = Choices::NONE;
         for (key, known) in
             [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
@@ -209,6 +215,7 @@ impl Reader<'_> {
             signers,
             revoked: revoked.unwrap_or_default(),
             signed,
+            policy_signatures,
         }
     }
 

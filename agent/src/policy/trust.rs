@@ -143,6 +143,12 @@ impl PolicyTrust {
         self.trust.signers.is_empty()
     }
 
+    /// Whether anybody may sign policies.
+    #[must_use]
+    pub fn signs_policies(&self) -> bool {
+        self.signs.iter().any(|signs| signs.contains(Signs::POLICY))
+    }
+
     /// What all signers together may vouch for with this kind of signature.
     #[must_use]
     pub fn kinds(&self, with: Signs) -> Kinds {

@@ -44,7 +44,9 @@ impl Signs {
     pub const FILE: Self = Self(1 << 1);
     /// At the end of a kernel module.
     pub const MODULE: Self = Self(1 << 2);
-    /// Every kind.
+    /// On a bundle, which replaces the policy.
+    pub const POLICY: Self = Self(1 << 3);
+    /// Every kind that vouches for artifacts. Who may replace the policy is always said.
     pub const ALL: Self = Self(0b111);
 
     /// The kinds of both.
@@ -57,7 +59,11 @@ impl Signs {
     #[must_use]
     pub fn words(self) -> String {
         let words = SIGNS.iter().filter(|(_, kind)| self.contains(*kind));
-        words.map(|(word, _)| format!("{word}s")).collect::<Vec<_>>().join(" and ")
+        let plural = |word: &str| match word.strip_suffix('y') {
+            Some(stem) => format!("{stem}ies"),
+            None => format!("{word}s"),
+        };
+        words.map(|(word, _)| plural(word)).collect::<Vec<_>>().join(" and ")
     }
 
     /// Whether all of `other` are in it.
@@ -122,8 +128,12 @@ pub enum Revoked {
 }
 
 const SLOTS: [(&str, Slot); 2] = [("maker", Slot::Maker), ("operator", Slot::Operator)];
-const SIGNS: [(&str, Signs); 3] =
-    [("catalog", Signs::CATALOG), ("file", Signs::FILE), ("module", Signs::MODULE)];
+const SIGNS: [(&str, Signs); 4] = [
+    ("catalog", Signs::CATALOG),
+    ("file", Signs::FILE),
+    ("module", Signs::MODULE),
+    ("policy", Signs::POLICY),
+];
 
 impl Reader<'_> {
     pub(super) fn signer(&mut self, value: &Value<'_>) -> Option<SignerSource> {
@@ -138,7 +148,22 @@ impl Reader<'_> {
             None => self.lacking(start, "slot", "whose it is: slot = \"maker\" or \"operator\""),
             Some(written) => self.word(written, "slot", SLOTS.iter().copied()),
         };
+        let signs = match table.get("signs") {
+            None => Some(Signs::ALL),
+            Some(written) => self.signs(written),
+        };
+        if let (Some(Slot::Maker), Some(written)) = (slot, table.get("signs"))
+            && signs.is_some_and(|signs| signs.contains(Signs::POLICY))
+        {
+            self.report_help(
+                written.span().start,
+                "a maker cannot sign policies",
+                "say slot = \"operator\" if the signer may decide what runs on the device",
+            );
+        }
         let kinds = match table.get("kinds") {
+            // Who signs nothing but policies vouches for no artifact.
+            None if signs == Some(Signs::POLICY) => Some(Kinds::NONE),
             None => self.lacking(start, "kinds", "what it may vouch for: kinds = [\"executable\"]"),
             Some(written) => self.kinds(written),
         };
@@ -161,10 +186,6 @@ impl Reader<'_> {
                 );
                 None
             }
-        };
-        let signs = match table.get("signs") {
-            None => Some(Signs::ALL),
-            Some(written) => self.signs(written),
         };
         let requirements = self.requirements(table);
         let valid_from = table.get("valid_from").map(|written| self.instant(written, "valid_from"));
@@ -265,6 +286,25 @@ impl Reader<'_> {
             );
         }
         version
+    }
+
+    /// How many different signers a bundle needs.
+    pub(super) fn policy_signatures(
+        &mut self,
+        value: &Value<'_>,
+        signers: &[SignerSource],
+    ) -> Option<usize> {
+        let may = signers.iter().filter(|signer| signer.signs.contains(Signs::POLICY)).count();
+        let number = whole_number(value).and_then(|number| usize::try_from(number).ok());
+        let number = number.filter(|number| (1..=may.max(1)).contains(number));
+        if number.is_none() {
+            self.report_help(
+                value.span().start,
+                "`policy_signatures` must be from 1 to the number of those who sign policies",
+                format!("{may} [[signer]] have signs = [\"policy\"]; add one, or ask for fewer"),
+            );
+        }
+        number
     }
 
     /// Folders whose files are looked at when they are opened.
