@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod catalog;
 pub mod cli;
 pub mod control;
+pub mod deployment;
 pub mod event;
 pub mod kernel;
 pub mod policy;

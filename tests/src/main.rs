@@ -29,6 +29,9 @@ fn main() -> ExitCode {
         ["bench", "interpreter"] => bench::interpreter(),
         ["bench", "catalog"] => bench::catalog(),
         ["bench", "churn"] => scenarios::million(),
+        ["kill-pushes", count] => {
+            count.parse().map_err(anyhow::Error::from).and_then(scenarios::kill_pushes)
+        }
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),
         // For the host: name and machine of every scenario, and on which kernels it runs by default.

@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context, anyhow};
 
+pub(super) use sign::{certificate, explained, load};
+
 use super::{BAD_INPUT, Failure, OrExit, Outcome};
 use crate::policy::manifest::{self, Manifest};
 

@@ -1,5 +1,6 @@
 //! The command line: one file for each verb.
 
+mod bundle;
 mod catalog;
 mod doctor;
 mod events;
@@ -8,6 +9,7 @@ mod key;
 mod mode;
 mod output;
 mod policy;
+mod push;
 mod run;
 mod scan;
 mod status;

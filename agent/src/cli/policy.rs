@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use portcullis_common::Kinds;
 
-use super::{BAD_INPUT, OrExit, Outcome, output, scan::write_file};
+use super::{BAD_INPUT, OrExit, Outcome, bundle, output, push, scan::write_file};
 use crate::{
     control::{ReloadAnswer, Request, client},
     event::human::Named,
@@ -25,6 +25,20 @@ pub enum Verb {
     /// Put the policy file in force as it is now, in the mode that is; refused if that would stop
     /// what runs
     Reload(ReloadArgs),
+    /// Put a policy and everything that it names into one file, to be signed
+    Build(bundle::BuildArgs),
+    /// Sign a bundle
+    Sign(bundle::SignArgs),
+    /// Say whether a device would take a bundle
+    Verify(bundle::VerifyArgs),
+    /// Show what a bundle says of itself
+    Show(bundle::ShowArgs),
+    /// Put a signed bundle in force on this device
+    Push(push::PushArgs),
+    /// Keep the bundle that is tried
+    Confirm,
+    /// Put in force what was before the bundle that is in force
+    Rollback(push::RollbackArgs),
 }
 
 #[derive(clap::Args)]
@@ -61,6 +75,13 @@ pub fn policy(verb: &Verb) -> Outcome {
         Verb::Init(args) => init(args),
         Verb::Check(args) => check(args),
         Verb::Reload(args) => reload(args),
+        Verb::Build(args) => bundle::build(args),
+        Verb::Sign(args) => bundle::sign(args),
+        Verb::Verify(args) => bundle::verify(args),
+        Verb::Show(args) => bundle::show(args),
+        Verb::Push(args) => push::push(args),
+        Verb::Confirm => push::confirm(),
+        Verb::Rollback(args) => push::rollback(args),
     }
 }
 

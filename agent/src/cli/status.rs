@@ -9,7 +9,7 @@ use super::{Failure, NO, Outcome, UNAVAILABLE, output};
 use crate::{
     catalog::Refused,
     control::{
-        CatalogStatus, Request,
+        BundleStatus, CatalogStatus, Request,
         client::{self, ClientError},
     },
     event::{PolicyId, human::Plain},
@@ -41,6 +41,8 @@ struct Page {
     sinks: Vec<SinkStatus>,
     events: u64,
     reappraisal: Option<Pass>,
+    #[serde(default)]
+    bundle: Option<BundleStatus>,
     #[serde(default)]
     signers: Vec<String>,
     #[serde(default)]
@@ -131,6 +133,16 @@ fn show(page: &Page) -> String {
         ]);
     }
     let _ = writeln!(text, "{}\n", gates.trim_fmt());
+    if let Some(BundleStatus { sha256, until, .. }) = &page.bundle {
+        let _ = match until {
+            None => writeln!(text, "from the signed bundle {sha256}"),
+            Some(until) => writeln!(
+                text,
+                "ON TRIAL: from the signed bundle {sha256}, taken back at {until:.0} unless \
+                 `portcullis policy confirm` keeps it"
+            ),
+        };
+    }
     for signer in &page.signers {
         let _ = writeln!(text, "trusts signer {signer}");
     }

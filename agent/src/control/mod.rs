@@ -63,6 +63,20 @@ pub enum Request {
         /// Whether to do so even if that stops what runs now.
         skip_preflight: bool,
     },
+    /// Put a bundle in force.
+    Push {
+        /// The absolute path of the file.
+        path: String,
+        /// Take it back unless it is confirmed within so many seconds.
+        confirm_within: Option<u64>,
+    },
+    /// Keep the bundle that is tried.
+    Confirm,
+    /// Put in force what was before the bundle that is in force.
+    Rollback {
+        /// Why, for the event.
+        cause: String,
+    },
     /// Take the gates down and end.
     Stop,
 }
@@ -99,6 +113,8 @@ pub struct Status {
     pub digests: usize,
     /// The files it was read from.
     pub sources: Vec<String>,
+    /// The bundle that the policy came in; none if it is the policy file that the agent was given.
+    pub bundle: Option<BundleStatus>,
     /// Who may vouch for artifacts: name, slot and kinds.
     pub signers: Vec<String>,
     /// Catalogs in force.
@@ -119,6 +135,36 @@ pub struct Status {
     pub resident_kib: Option<u64>,
     /// The latest pass over what runs; none if none has ended.
     pub reappraisal: Option<Pass>,
+}
+
+/// The bundle in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BundleStatus {
+    /// The policy's name.
+    pub policy: String,
+    /// The policy's number.
+    pub version: u64,
+    /// Counts deliberate downgrades.
+    pub epoch: u64,
+    /// SHA-256 of its manifest, in hexadecimal.
+    pub sha256: String,
+    /// When it is taken back unless it is confirmed; none if it is.
+    pub until: Option<jiff::Timestamp>,
+}
+
+/// The answer to a bundle that was put in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PushAnswer {
+    /// The policy in force now.
+    pub policy: PolicyId,
+    /// How many digests it has.
+    pub digests: usize,
+    /// The mode in force now.
+    pub mode: String,
+    /// When it is taken back unless it is confirmed; none if it is in force for good.
+    pub until: Option<jiff::Timestamp>,
+    /// What is odd and no reason to refuse it, for people.
+    pub warnings: Vec<String>,
 }
 
 /// A catalog in force.

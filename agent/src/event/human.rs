@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::event::{Body, CatalogChange, Decision, Event, PolicyId};
+use crate::event::{Body, BundleChange, CatalogChange, Decision, Event, PolicyId};
 
 /// Shows an event as one line. Control characters, which a hostile file name may contain, are
 /// escaped.
@@ -25,6 +25,7 @@ impl fmt::Display for Line<'_> {
                 write!(f, "mode is now {mode}, policy {}", Named(policy))
             }
             Body::Catalog(change) => write_catalog(f, change),
+            Body::Bundle(change) => write_bundle(f, change),
             Body::Signature(rejected) => write!(
                 f,
                 "signature on {} does not count ({}): {}",
@@ -54,6 +55,21 @@ impl fmt::Display for Line<'_> {
             }
         }
     }
+}
+
+fn write_bundle(f: &mut fmt::Formatter<'_>, change: &BundleChange) -> fmt::Result {
+    let BundleChange { state, bundle, signed, message, until } = change;
+    match bundle {
+        Some(bundle) => write!(f, "bundle {bundle}: {}", state.replace('-', " "))?,
+        None => write!(f, "bundle {state}")?,
+    }
+    if let Some(until) = until {
+        write!(f, " until {until:.0}, unless `portcullis policy confirm` keeps it")?;
+    }
+    for by in signed {
+        write!(f, ", signed by {}", by.signer.escape_debug())?;
+    }
+    message.as_ref().map_or(Ok(()), |message| write!(f, ": {}", Plain(message)))
 }
 
 fn write_catalog(f: &mut fmt::Formatter<'_>, change: &CatalogChange) -> fmt::Result {

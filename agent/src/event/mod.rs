@@ -10,7 +10,7 @@ pub mod human;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::SignedBy;
+use crate::{catalog::SignedBy, deployment::Kept};
 
 /// Version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -66,6 +66,8 @@ pub enum Body {
     },
     /// A catalog came into force, left, or was refused.
     Catalog(Box<CatalogChange>),
+    /// A bundle came into force, was confirmed, taken back, or refused.
+    Bundle(Box<BundleChange>),
     /// A file carries a signature that does not count.
     Signature(Box<SignatureRejected>),
     /// What signers vouch for has changed, and the policy with it.
@@ -132,6 +134,21 @@ pub struct CatalogChange {
     pub reason: Option<String>,
     /// Why it was refused, for people.
     pub message: Option<String>,
+}
+
+/// What became of a bundle.
+#[derive(Clone, Debug, Serialize)]
+pub struct BundleChange {
+    /// `in-force`, `trial`, `confirmed`, `reverted` or `refused`.
+    pub state: &'static str,
+    /// Which; none if it was refused.
+    pub bundle: Option<Kept>,
+    /// Who signed it; told when it comes into force.
+    pub signed: Vec<SignedBy>,
+    /// Why it was refused or taken back, for people.
+    pub message: Option<String>,
+    /// When it is taken back unless it is confirmed.
+    pub until: Option<Timestamp>,
 }
 
 /// A signature on a file that does not count.

@@ -1,5 +1,6 @@
 //! The agent's loop: reads the ring, answers requests, watches over the gates.
 
+mod push;
 pub(crate) mod reload;
 mod requests;
 mod switch;
@@ -8,7 +9,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -23,11 +24,14 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use push::Deployment;
+
 use crate::{
     control::{
         SOCKET,
         server::{self, Command},
     },
+    deployment::AtStart,
     event::{
         Body, SignatureRejected,
         decode::GateEvent,
@@ -59,7 +63,9 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         warden,
         policy,
         base,
-        policy_file,
+        given,
+        told,
+        deployed: AtStart { store, reverted, check: bundles, .. },
         places,
         found,
         pins,
@@ -74,7 +80,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     } = started;
     let mut ring = ring.map(watch).transpose().map_err(system("watching the ring of events"))?;
     let recorders = (recorder, tell_rejected);
-    let mut agent = Agent::new(gates, &policy, pins, recorders, (policy_file, places));
+    let deployment = Deployment::new(store, given, told, &policy);
+    let mut agent = Agent::new(gates, &policy, pins, recorders, (deployment, places));
     agent.appraiser = appraiser;
     agent.signatures = signatures;
     let (tell, mut reappraised) = mpsc::channel(32);
@@ -113,6 +120,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.started();
     agent.take_found(found);
     agent.take_checks(checks);
+    agent.take_checks(vec![bundles]);
+    agent.tell_reverted(reverted.as_ref());
     agent.check_appraiser();
     agent.after_test(&test);
 
@@ -155,6 +164,9 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 agent.read_catalogs(prepare.clone());
             }
             Some(done) = prepared.recv() => agent.take_prepared(done),
+            () = agent.deployment.over() => {
+                agent.give_up_trial("nobody has confirmed it in time");
+            }
             _ = proof.tick() => {
                 if let Some(catalogs) = &mut agent.catalogs {
                     catalogs.look_again();
@@ -235,8 +247,8 @@ struct Agent {
     signers: Vec<String>,
     /// What the folder of catalogs holds.
     found: catalogs::Found,
-    /// Where the policy was read from.
-    policy_file: PathBuf,
+    /// Bundles, and the policy file without one.
+    deployment: Deployment,
     /// Where catalogs are.
     places: catalogs::Places,
     /// What watches them, if the policy trusts signers.
@@ -275,7 +287,7 @@ impl Agent {
         policy: &Policy,
         pins: Option<Pins>,
         (recorder, tell_rejected): (Recorder, mpsc::Sender<SignatureRejected>),
-        (policy_file, places): (PathBuf, catalogs::Places),
+        (deployment, places): (Deployment, catalogs::Places),
     ) -> Self {
         let view = switch::view_of(policy, gates.active().generation());
         Self {
@@ -286,7 +298,7 @@ impl Agent {
             views: vec![view],
             signers: describe(&policy.trust.trust.signers),
             found: catalogs::Found::default(),
-            policy_file,
+            deployment,
             places,
             catalogs: None,
             trusts_more: switch::trusts_more(policy),
@@ -418,6 +430,9 @@ impl Agent {
     fn take_checks(&mut self, checks: Vec<Check>) {
         for Check { id, state, found, mend, .. } in self.health.update(checks) {
             self.recorder.record(Body::Health { check: id, state: state.word(), found, mend });
+        }
+        if self.trial_does_harm() {
+            self.give_up_trial("a health check has failed since it is tried");
         }
     }
 

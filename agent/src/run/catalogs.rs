@@ -46,6 +46,12 @@ pub struct Places {
 }
 
 impl Places {
+    /// Where bundles are kept.
+    #[must_use]
+    pub fn bundles(&self) -> PathBuf {
+        self.state.join("bundles")
+    }
+
     fn versions(&self) -> PathBuf {
         self.state.join("catalogs.json")
     }

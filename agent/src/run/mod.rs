@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     artifact::MAX_HASHED_BYTES,
+    deployment::{self, AtStart},
     event::{SignatureRejected, decode::GateEvent},
     kernel::{
         allowlist::Allowlist,
@@ -141,7 +142,12 @@ struct Started {
     policy: Policy,
     /// The policy without them.
     base: Policy,
-    policy_file: PathBuf,
+    /// The policy file that the agent was given.
+    given: PathBuf,
+    /// The mode that it was told to have, whatever policies say.
+    told: Option<Mode>,
+    /// What it starts with instead, if a bundle was confirmed.
+    deployed: AtStart,
     /// Where catalogs are.
     places: catalogs::Places,
     /// What they are now.
@@ -184,14 +190,15 @@ fn start(
     options: &Options,
     progress: &dyn Fn(u64, &'static str) -> ProgressBar,
 ) -> Result<Started, RunError> {
+    let deployed = deployment::at_start(&options.catalogs.bundles(), &options.policy);
     let reading = progress(0, "reading the policy");
-    let policy = Policy::load(&options.policy, &reading);
+    let policy = Policy::load(&deployed.policy, &reading);
     reading.finish_and_clear();
     let base = policy?;
     let (policy, found) = catalogs::read(&base, &options.catalogs);
     let mode = options.mode.unwrap_or(policy.mode);
     if mode == Mode::Enforce && policy.allows_nothing() {
-        return Err(RunError::EmptyPolicy(options.policy.clone()));
+        return Err(RunError::EmptyPolicy(deployed.policy));
     }
 
     let layout = Layout::of_running_kernel();
@@ -232,7 +239,9 @@ fn start(
             warden: Some((watch, answered)),
             policy,
             base,
-            policy_file: options.policy.clone(),
+            given: options.policy.clone(),
+            told: options.mode,
+            deployed,
             places: options.catalogs.clone(),
             found,
             pins: None,
@@ -340,7 +349,9 @@ fn start(
         warden: None,
         policy,
         base,
-        policy_file: options.policy.clone(),
+        given: options.policy.clone(),
+        told: options.mode,
+        deployed,
         places: options.catalogs.clone(),
         found,
         pins,

@@ -15,6 +15,7 @@ mod attacks_served;
 mod attacks_write;
 mod attacks_writer;
 mod bad_input;
+mod bundles;
 mod catalogs;
 mod catalogs_hostile;
 mod churn;
@@ -53,6 +54,7 @@ use crate::agent::{PATIENCE, Policy, text};
 
 pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
+pub use bundles::kill_pushes;
 pub use churn::million;
 
 /// A scenario.
@@ -117,6 +119,9 @@ pub const ALL: &[Scenario] = &[
     once("policy-reload", catalogs::reload),
     once("catalogs-and-time", catalogs::time),
     once("catalogs-hostile", catalogs_hostile::refused),
+    once("policy-push", bundles::life),
+    once("policy-push-refused", bundles::refused),
+    once("policy-push-killed", bundles::killed),
     usual("signatures", signatures::first_sight),
     usual("signatures-fs-verity", signatures::verity),
     once("signatures-rejected", signatures::rejected),

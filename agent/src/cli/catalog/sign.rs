@@ -77,11 +77,13 @@ pub fn sign(args: &Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn load(path: &Path) -> Result<Vec<u8>, Failure> {
+/// Reads a file whole.
+pub(in crate::cli) fn load(path: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(path).with_context(|| path.display().to_string()).or_exit(BAD_INPUT)
 }
 
-fn certificate(path: &Path) -> Result<Certificate, Failure> {
+/// Reads a certificate.
+pub(in crate::cli) fn certificate(path: &Path) -> Result<Certificate, Failure> {
     let read = Certificate::read(&load(path)?);
     read.map_err(|error| {
         let help = error.help().map_or_else(String::new, |help| format!("; {help}"));
@@ -90,7 +92,8 @@ fn certificate(path: &Path) -> Result<Certificate, Failure> {
     .or_exit(BAD_INPUT)
 }
 
-fn explained(path: &Path, error: &SignError) -> anyhow::Error {
+/// An error with the file and the mend.
+pub(in crate::cli) fn explained(path: &Path, error: &SignError) -> anyhow::Error {
     let help = error.help().map_or_else(String::new, |help| format!("; {help}"));
     anyhow!("{}: {error}{help}", path.display())
 }

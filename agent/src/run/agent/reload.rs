@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use portcullis_common::{Choices, Mode};
 use tokio::sync::oneshot;
 
-use super::Agent;
+use super::{Agent, push::Offer};
 use crate::{
     control::{
         Refusal, ReloadAnswer, Request, preflight_refusal,
@@ -31,19 +31,34 @@ pub struct Candidate {
     prepared: Prepared,
     /// What runs and would be refused, if that was asked for.
     refused: Vec<InUse>,
+    /// The bundle that it came in, if it did.
+    pub(super) offer: Option<Offer>,
+}
+
+impl Candidate {
+    /// The policy with its catalogs.
+    pub(super) fn policy(&self) -> &Policy {
+        &self.prepared.policy
+    }
 }
 
 fn refusal(code: u8, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into() }
 }
 
-fn read(file: &Path, places: &Places, in_kernel: bool, look: bool) -> Result<Candidate, Refusal> {
+/// Reads a policy file; what runs is asked for if `look` says so of the policy.
+pub(super) fn read(
+    file: &Path,
+    places: &Places,
+    in_kernel: bool,
+    look: impl FnOnce(&Policy) -> bool,
+) -> Result<Candidate, Refusal> {
     let base = Policy::load(file, &ProgressBar::hidden())
         .map_err(|mistakes| refusal(2, format!("{mistakes}\nthe policy before stays in force")))?;
     let prepared = catalogs::prepare(&base, places, in_kernel)
         .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
     let mut refused = Vec::new();
-    if look {
+    if look(&prepared.policy) {
         let verified = verified_kinds(&prepared.policy);
         refused = preflight::refused(
             preflight::in_use(),
@@ -52,18 +67,18 @@ fn read(file: &Path, places: &Places, in_kernel: bool, look: bool) -> Result<Can
         );
         refused = signatures::without_signed(refused, &prepared.policy);
     }
-    Ok(Candidate { base: Arc::new(base), prepared, refused })
+    Ok(Candidate { base: Arc::new(base), prepared, refused, offer: None })
 }
 
 impl Agent {
     /// Reads the policy file in another thread, and sends the request again with what it says.
     pub(super) fn read_policy(&self, skip_preflight: bool, answer: oneshot::Sender<Answer>) {
         let Some(commands) = self.commands.clone() else { return };
-        let (file, places) = (self.policy_file.clone(), self.places.clone());
+        let (file, places) = (self.deployment.given().to_owned(), self.places.clone());
         let in_kernel = matches!(self.gates, Backend::BpfLsm(_));
         let look = self.mode() == Mode::Enforce && !skip_preflight;
         tokio::spawn(async move {
-            let work = move || read(&file, &places, in_kernel, look);
+            let work = move || read(&file, &places, in_kernel, |_| look);
             let Ok(read) = tokio::task::spawn_blocking(work).await else { return };
             let found_out = Some(FoundOut::Policy(read.map(Box::new)));
             // The agent may be ending.
@@ -82,22 +97,39 @@ impl Agent {
     }
 
     fn take_candidate(&mut self, candidate: Candidate) -> Result<ReloadAnswer, Refusal> {
-        let Candidate { base, prepared, refused } = candidate;
-        if self.mode() == Mode::Enforce && prepared.policy.allows_nothing() {
+        self.deployment.refuse_reload()?;
+        self.check_candidate(&candidate, self.mode())?;
+        self.put_candidate_in_force(candidate, "policy reload")?;
+        Ok(ReloadAnswer { policy: self.view().id.clone(), digests: self.digests })
+    }
+
+    /// Whether a policy can be put in force now, in this mode.
+    pub(super) fn check_candidate(&self, candidate: &Candidate, mode: Mode) -> Result<(), Refusal> {
+        let policy = candidate.policy();
+        if mode == Mode::Enforce && policy.allows_nothing() {
             let message = "the policy lists no digest, so enforcing it would stop everything";
             return Err(refusal(1, message));
         }
-        if !refused.is_empty() {
-            return Err(preflight_refusal(&refused));
+        if !candidate.refused.is_empty() {
+            return Err(preflight_refusal(&candidate.refused));
         }
-        if let Some(what) = self.needs_restart(&prepared.policy) {
+        if let Some(what) = self.needs_restart(policy) {
             let message = format!("the policy {what} that this agent has not; start it again");
             return Err(refusal(3, message));
         }
-        let Prepared { policy, rules, found } = prepared;
+        Ok(())
+    }
+
+    /// Lets the kernel switch to a policy that was checked.
+    pub(super) fn put_candidate_in_force(
+        &mut self,
+        candidate: Candidate,
+        cause: &'static str,
+    ) -> Result<(), Refusal> {
+        let Candidate { base, prepared: Prepared { policy, rules, found }, .. } = candidate;
         self.look_at_signatures(&policy)
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
-        let switched = self.put_in_force(&policy, rules, "policy reload");
+        let switched = self.put_in_force(&policy, rules, cause);
         switched
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
         self.take_found(found);
@@ -105,7 +137,7 @@ impl Agent {
         let watched = self.watch_catalogs(&base);
         watched.map_err(|error| refusal(3, format!("catalogs are not watched: {error}")))?;
         crate::run::release_memory();
-        Ok(ReloadAnswer { policy: self.view().id.clone(), digests: self.digests })
+        Ok(())
     }
 
     /// Starts to look at files' own signatures, if the policy is the first to trust any.

@@ -55,6 +55,21 @@ impl Agent {
                     return None;
                 }
             },
+            Request::Push { path, confirm_within } => match found_out {
+                Some(FoundOut::Policy(read)) => self.push(read, confirm_within),
+                _ => {
+                    self.read_bundle(path, confirm_within, answer);
+                    return None;
+                }
+            },
+            Request::Confirm => self.confirm(),
+            Request::Rollback { cause } => match found_out {
+                Some(FoundOut::Policy(read)) => self.roll_back(read, cause),
+                _ => {
+                    self.read_before(cause, answer);
+                    return None;
+                }
+            },
             Request::Stop => {
                 self.take_down = true;
                 let _ = answer.send(server::json(&serde_json::json!({ "stopped": true })));
@@ -122,12 +137,17 @@ impl Agent {
                 return Answer::Refused(preflight_refusal(&refused));
             }
         }
+        self.change_mode(mode);
+        server::json(&ModeAnswer { mode: mode.word() })
+    }
+
+    /// Changes the mode, and tells so, if it is another one.
+    pub(super) fn change_mode(&mut self, mode: Mode) {
         if mode != self.mode() {
             self.gates.set_mode(mode);
             let policy = self.view().id.clone();
             self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
         }
-        server::json(&ModeAnswer { mode: mode.word() })
     }
 
     fn rule(&self, written: &str) -> Answer {
@@ -186,6 +206,7 @@ impl Agent {
             policy: self.view().id.clone(),
             digests: self.digests,
             sources: self.view().sources.clone(),
+            bundle: self.deployment.status(),
             signers: self.signers.clone(),
             catalogs: self.catalogs_status(),
             refused: self.found.refused.clone(),

@@ -1,0 +1,105 @@
+//! `portcullis policy push`, `confirm` and `rollback`: bundles on this device.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, anyhow};
+use jiff::SignedDuration;
+use serde::Deserialize;
+
+use super::{BAD_INPUT, OrExit, Outcome, output};
+use crate::{
+    control::{PushAnswer, Request, client},
+    event::{PolicyId, human::Named},
+};
+
+#[derive(clap::Args)]
+pub struct PushArgs {
+    /// The bundle, as made by `portcullis policy build` and `sign`
+    bundle: PathBuf,
+    /// Take it back unless `portcullis policy confirm` is said within this time, for example 5m; also
+    /// when the agent or the device is started again, or a health check fails
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    confirm_within: Option<u64>,
+    /// Show the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct RollbackArgs {
+    /// Why, for the event
+    #[arg(long, value_name = "TEXT", default_value = "policy rollback")]
+    because: String,
+}
+
+/// A time for people in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let parsed = text.parse::<SignedDuration>().ok();
+    let seconds = parsed.and_then(|time| u64::try_from(time.as_secs()).ok());
+    seconds.filter(|seconds| *seconds > 0).ok_or_else(|| "write a time as 90s, 5m or 2h".to_owned())
+}
+
+pub fn push(args: &PushArgs) -> Outcome {
+    // The agent reads it itself, from its own folder.
+    let full = std::fs::canonicalize(&args.bundle)
+        .with_context(|| format!("cannot read {}", args.bundle.display()))
+        .or_exit(BAD_INPUT)?;
+    let path = full
+        .to_str()
+        .ok_or_else(|| anyhow!("{}: is not UTF-8; give it another name", full.display()))
+        .or_exit(BAD_INPUT)?;
+    let request = Request::Push { path: path.to_owned(), confirm_within: args.confirm_within };
+    let answer: PushAnswer = client::ask_json(&request)?;
+    if args.json {
+        output::print(&(serde_json::to_string(&answer).or_exit(BAD_INPUT)? + "\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let PushAnswer { policy, digests, mode, until, warnings } = answer;
+    for warning in &warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    let mut text = format!("policy {} is in force: {digests} digests, {mode}\n", Named(&policy));
+    if let Some(until) = until {
+        text.push_str(&format!(
+            "it is taken back at {until:.0}; to keep it: portcullis policy confirm\n"
+        ));
+    }
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The policy in force after the change.
+#[derive(Deserialize)]
+struct Answer {
+    policy: PolicyId,
+}
+
+pub fn confirm() -> Outcome {
+    let Answer { policy } = client::ask_json(&Request::Confirm)?;
+    output::print(&format!("policy {} stays in force\n", Named(&policy)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn rollback(args: &RollbackArgs) -> Outcome {
+    let request = Request::Rollback { cause: args.because.clone() };
+    let Answer { policy } = client::ask_json(&request)?;
+    output::print(&format!("policy {} is in force again\n", Named(&policy)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn times_are_for_people() {
+        let cases =
+            [("90s", Some(90)), ("5m", Some(300)), ("2h", Some(7200)), ("1h30m", Some(5400))];
+        for (text, expected) in cases {
+            assert_eq!(seconds(text).ok(), expected, "{text}");
+        }
+        for text in ["", "5", "0s", "-5m", "soon", "99999999999999999999h"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

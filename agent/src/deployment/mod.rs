@@ -1,0 +1,414 @@
+//! Bundles on the device: which one is in force, which was before, and how new the next must be.
+//!
+//! Everything that must survive a restart is one small file, [`STATE`], which is replaced whole; the
+//! bundles that it names lie beside it. What is written before the kernel switches, and what after it,
+//! is decided in `run::agent::push`.
+
+mod start;
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    artifact::digest,
+    policy::{
+        bundle::{Bundle, Manifest},
+        trust::Why,
+    },
+};
+
+pub use start::{AtStart, at_start};
+
+/// The file that says what is in force.
+const STATE: &str = "state.json";
+
+/// A bundle that is kept on the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// SHA-256 of its manifest, in hexadecimal: its identity.
+    pub sha256: String,
+    /// The policy's name.
+    pub policy: String,
+    /// The policy's number.
+    pub version: u64,
+    /// Counts deliberate downgrades.
+    pub epoch: u64,
+}
+
+impl Kept {
+    /// What is kept of a bundle.
+    #[must_use]
+    pub fn of(bundle: &Bundle) -> Self {
+        let Manifest { policy, version, epoch, .. } = bundle.manifest();
+        let (policy, version, epoch) = (policy.clone(), *version, *epoch);
+        Self { sha256: digest::format(&bundle.digest()), policy, version, epoch }
+    }
+
+    fn age(&self) -> (u64, u64) {
+        (self.epoch, self.version)
+    }
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} v{}", self.policy.escape_debug(), self.version)?;
+        if self.epoch > 0 { write!(f, " (epoch {})", self.epoch) } else { Ok(()) }
+    }
+}
+
+/// A bundle that is tried: it counts until the agent ends, or until its time is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trial {
+    /// Which.
+    pub bundle: Kept,
+    /// When it is taken back unless it is confirmed; for people, as the clock may be changed.
+    pub until: Timestamp,
+}
+
+/// What survives a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The newest that was ever accepted. Nothing older is.
+    pub newest: Option<Kept>,
+    /// What is in force after a restart; none if that is the policy file that the agent is given.
+    pub confirmed: Option<Kept>,
+    /// What was, before that; none if that was the policy file.
+    pub previous: Option<Kept>,
+    /// What is tried now.
+    pub trial: Option<Trial>,
+}
+
+/// Why the state is not known or cannot be kept.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// A file or folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error("{}: is damaged: {source}", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Where.
+        source: serde_json::Error,
+    },
+}
+
+/// The folder of bundles with what is known of them.
+#[derive(Clone, Debug)]
+pub struct Store {
+    folder: PathBuf,
+    /// What is known.
+    pub state: State,
+    /// Whether what was known is lost, so that nobody can tell what is old.
+    is_damaged: bool,
+}
+
+impl Store {
+    /// Opens the folder; one that is not there is empty.
+    ///
+    /// # Errors
+    /// If the state is there and cannot be understood.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let path = folder.join(STATE);
+        let state = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| StoreError::Damaged { path, source })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
+            Err(source) => return Err(StoreError::File { path, source }),
+        };
+        Ok(Self { folder: folder.to_owned(), state, is_damaged: false })
+    }
+
+    /// A store whose state cannot be read: it takes no bundle, as that may be an old one.
+    #[must_use]
+    pub fn damaged(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), state: State::default(), is_damaged: true }
+    }
+
+    /// What is in force now: what is tried, or what was confirmed; none if it is the policy file.
+    #[must_use]
+    pub fn in_force(&self) -> Option<&Kept> {
+        self.state.trial.as_ref().map(|trial| &trial.bundle).or(self.state.confirmed.as_ref())
+    }
+
+    /// What comes into force when what is in force is taken back.
+    #[must_use]
+    pub fn before(&self) -> Option<&Kept> {
+        if self.state.trial.is_some() {
+            self.state.confirmed.as_ref()
+        } else {
+            self.state.previous.as_ref()
+        }
+    }
+
+    /// Whether this bundle may come into force after all that were.
+    ///
+    /// # Errors
+    /// If it is older than the newest, or another one of the same version.
+    pub fn check_age(&self, bundle: &Kept) -> Result<(), Why> {
+        if self.is_damaged {
+            let message = format!(
+                "{} cannot be read, so that nobody can tell which bundles are old; move it away to \
+                 start anew",
+                self.folder.join(STATE).display()
+            );
+            return Err(("state-damaged", message));
+        }
+        let Some(newest) = &self.state.newest else { return Ok(()) };
+        if bundle.age() < newest.age() {
+            let message = format!(
+                "{bundle} is older than {newest}, which was accepted here; raise the version, or go \
+                 back deliberately with a higher `policy build --epoch`"
+            );
+            return Err(("rollback", message));
+        }
+        if bundle.age() == newest.age() && bundle.sha256 != newest.sha256 {
+            let message =
+                format!("another bundle was accepted here as {newest}; raise the version");
+            return Err(("same-version", message));
+        }
+        Ok(())
+    }
+
+    /// Keeps what is known: whole or not at all, also through a power cut.
+    ///
+    /// # Errors
+    /// If the folder cannot be written; what is known on the disk is what it was.
+    pub fn write(&self) -> Result<(), StoreError> {
+        let path = self.folder.join(STATE);
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(&self.folder)?;
+            let mut new = tempfile::NamedTempFile::new_in(&self.folder)?;
+            serde_json::to_writer_pretty(&mut new, &self.state)?;
+            new.write_all(b"\n")?;
+            new.as_file().sync_all()?;
+            new.persist(&path)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        write().map_err(|source| StoreError::File { path: path.clone(), source })
+    }
+
+    /// Takes a copy of a bundle that was read, so that it is still there after a restart, and returns
+    /// its policy file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep(&self, bundle: &Bundle) -> Result<PathBuf, StoreError> {
+        let path = self.path_of(&Kept::of(bundle));
+        let keep = || -> io::Result<()> {
+            fs::create_dir_all(&self.folder)?;
+            let mut new = tempfile::NamedTempFile::new_in(&self.folder)?;
+            new.write_all(bundle.bytes())?;
+            new.as_file().sync_all()?;
+            new.persist(&path)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        keep().map_err(|source| StoreError::File { path: path.clone(), source })?;
+        self.unpack(bundle)
+    }
+
+    /// Reads a bundle that is kept, and unpacks it anew.
+    ///
+    /// # Errors
+    /// With what is wrong with it, for people.
+    pub fn open_kept(&self, kept: &Kept) -> Result<PathBuf, String> {
+        let path = self.path_of(kept);
+        let bundle =
+            Bundle::read(&path).map_err(|(_, why)| format!("{}: {why}", path.display()))?;
+        if Kept::of(&bundle) != *kept {
+            return Err(format!("{}: is another bundle than was kept", path.display()));
+        }
+        self.unpack(&bundle).map_err(|error| error.to_string())
+    }
+
+    fn unpack(&self, bundle: &Bundle) -> Result<PathBuf, StoreError> {
+        let folder = self.folder.join(Kept::of(bundle).sha256);
+        let unpack = || -> io::Result<PathBuf> {
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            fs::create_dir(&folder)?;
+            bundle.unpack(&folder)
+        };
+        unpack().map_err(|source| StoreError::File { path: folder.clone(), source })
+    }
+
+    fn path_of(&self, kept: &Kept) -> PathBuf {
+        self.folder.join(format!("{}.bundle", kept.sha256))
+    }
+
+    /// Removes bundles that nothing refers to. What cannot be removed is tried again the next time.
+    pub fn clean(&self) {
+        let State { newest, confirmed, previous, trial } = &self.state;
+        let trial = trial.as_ref().map(|trial| &trial.bundle);
+        let needed: Vec<_> = [newest.as_ref(), confirmed.as_ref(), previous.as_ref(), trial]
+            .into_iter()
+            .flatten()
+            .map(|kept| kept.sha256.as_str())
+            .collect();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let stem = name.strip_suffix(".bundle").unwrap_or(&name);
+            // Only what looks like one of ours.
+            if digest::parse(stem).is_err() || needed.contains(&stem) {
+                continue;
+            }
+            let _ = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+                _ => fs::remove_file(entry.path()),
+            };
+        }
+    }
+
+    /// The state with this bundle in force: for good, or until it is confirmed.
+    #[must_use]
+    pub fn with(&self, bundle: Kept, until: Option<Timestamp>) -> Self {
+        let mut next = self.clone();
+        next.state.newest = Some(bundle.clone());
+        match until {
+            Some(until) => next.state.trial = Some(Trial { bundle, until }),
+            None => next.confirm(bundle),
+        }
+        next
+    }
+
+    /// The state with what is tried confirmed; none if nothing is tried.
+    #[must_use]
+    pub fn confirmed(&self) -> Option<Self> {
+        let mut next = self.clone();
+        let trial = next.state.trial.take()?;
+        next.confirm(trial.bundle);
+        Some(next)
+    }
+
+    fn confirm(&mut self, bundle: Kept) {
+        self.state.trial = None;
+        // The same again is no change.
+        if self.state.confirmed.as_ref() != Some(&bundle) {
+            self.state.previous = self.state.confirmed.replace(bundle);
+        }
+    }
+
+    /// The state with what is in force taken back; none if that is the policy file already.
+    #[must_use]
+    pub fn taken_back(&self) -> Option<Self> {
+        let mut next = self.clone();
+        if next.state.trial.take().is_none() {
+            next.state.confirmed.take()?;
+            next.state.confirmed = next.state.previous.take();
+        }
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty() -> Store {
+        Store { folder: "/nowhere".into(), state: State::default(), is_damaged: false }
+    }
+
+    fn kept(epoch: u64, version: u64) -> Kept {
+        let sha256 = format!("{epoch:032x}{version:032x}");
+        Kept { sha256, policy: "p".into(), version, epoch }
+    }
+
+    fn until() -> Option<Timestamp> {
+        Some(Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn nothing_older_than_the_newest_comes_into_force() {
+        let store = empty().with(kept(1, 5), None);
+        let reason = |bundle| store.check_age(&bundle).err().map(|(reason, _)| reason);
+        assert_eq!(reason(kept(1, 6)), None);
+        assert_eq!(reason(kept(2, 1)), None);
+        assert_eq!(reason(kept(1, 5)), None);
+        assert_eq!(reason(kept(1, 4)), Some("rollback"));
+        assert_eq!(reason(kept(0, 9)), Some("rollback"));
+        let other = Kept { policy: "other".into(), ..kept(1, 1) };
+        assert_eq!(reason(other), Some("rollback"), "a name must not be a way round");
+        let twin = Kept { sha256: "ff".into(), ..kept(1, 5) };
+        assert_eq!(reason(twin), Some("same-version"));
+    }
+
+    #[test]
+    fn a_trial_leaves_what_was_confirmed() {
+        let store = empty().with(kept(0, 1), None);
+        let trial = store.with(kept(0, 2), until());
+        assert_eq!(trial.in_force(), Some(&kept(0, 2)));
+        assert_eq!(trial.before(), Some(&kept(0, 1)));
+        let back = trial.taken_back().expect("there is a trial");
+        assert_eq!(back.in_force(), Some(&kept(0, 1)));
+        // It was accepted all the same, so what is older stays out.
+        assert!(back.check_age(&kept(0, 1)).is_err());
+        assert!(back.check_age(&kept(0, 2)).is_ok());
+        let kept_on = trial.confirmed().expect("there is a trial");
+        assert_eq!(kept_on.in_force(), Some(&kept(0, 2)));
+        assert_eq!(kept_on.before(), Some(&kept(0, 1)));
+        assert!(kept_on.confirmed().is_none());
+        // Twice back is the policy file, and three times is nothing.
+        let twice = kept_on.taken_back().and_then(|store| store.taken_back()).expect("two");
+        assert_eq!(twice.in_force(), None);
+        assert!(twice.taken_back().is_none());
+    }
+
+    #[test]
+    fn a_second_trial_goes_back_to_what_was_confirmed() {
+        let store = empty().with(kept(0, 1), None);
+        let second = store.with(kept(0, 2), until()).with(kept(0, 3), until());
+        assert_eq!(second.before(), Some(&kept(0, 1)));
+        let kept_on = second.confirmed().expect("a trial");
+        assert_eq!(kept_on.before(), Some(&kept(0, 1)));
+    }
+
+    #[test]
+    fn the_state_survives_and_damage_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path().join("bundles");
+        let store = Store::open(&folder).expect("empty").with(kept(0, 7), until());
+        store.write().expect("written");
+        assert_eq!(Store::open(&folder).expect("readable").state, store.state);
+        fs::write(folder.join(STATE), b"{\"newest\":").expect("written");
+        let error = Store::open(&folder).expect_err("damaged").to_string();
+        assert!(error.contains("state.json: is damaged"), "{error}");
+    }
+
+    #[test]
+    fn only_what_nothing_refers_to_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path()).expect("empty").with(kept(0, 1), None);
+        let (needed, old) = (kept(0, 1).sha256, kept(0, 9).sha256);
+        for name in [&needed, &old] {
+            fs::write(folder.path().join(format!("{name}.bundle")), b"x").expect("written");
+            fs::create_dir(folder.path().join(name)).expect("made");
+        }
+        fs::write(folder.path().join("notes.txt"), b"mine").expect("written");
+        store.clean();
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        left.sort();
+        assert_eq!(left, [needed.clone(), format!("{needed}.bundle"), "notes.txt".into()]);
+    }
+}

@@ -1,0 +1,407 @@
+//! Bundles while the agent runs: pushed, tried, confirmed, taken back.
+//!
+//! The order in which things reach the disk decides what a power cut leaves. The bundle itself comes
+//! first, then the state that names it, then the kernel switches: whoever starts next finds either the
+//! state before, or a whole bundle. A trial is never in force after a restart.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use portcullis_common::Mode;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Agent, reload};
+use crate::{
+    catalog::SignedBy,
+    control::{
+        BundleStatus, PushAnswer, Refusal, Request,
+        server::{Answer, Command, FoundOut, json},
+    },
+    deployment::{Kept, Store},
+    event::{Body, BundleChange, PolicyId},
+    kernel::check::State,
+    policy::{
+        Policy,
+        bundle::{Bundle, DEVICE_FILE, Device},
+        trust::{PolicyTrust, Why},
+    },
+    run::{backend::Backend, catalogs},
+};
+
+/// The longest trial.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// What the agent knows of bundles.
+pub(super) struct Deployment {
+    store: Store,
+    /// The policy file that the agent was given.
+    given: PathBuf,
+    /// The mode that it was told to have, whatever policies say.
+    told: Option<Mode>,
+    /// Whose signatures the next bundle needs, and how many.
+    operators: (PolicyTrust, usize),
+    trial: Option<Running>,
+    /// Whether a bundle is being looked at. One at a time, or two could each be the newest.
+    busy: bool,
+}
+
+/// A trial that runs.
+struct Running {
+    until: Instant,
+    /// What was, before it.
+    mode: Mode,
+    health: State,
+}
+
+/// A bundle that was read and found good.
+pub struct Offer {
+    kept: Kept,
+    signed: Vec<SignedBy>,
+    warnings: Vec<String>,
+}
+
+/// What is needed to look at a bundle, in another thread.
+struct Look {
+    store: Store,
+    operators: (PolicyTrust, usize),
+    places: catalogs::Places,
+    told: Option<Mode>,
+    in_kernel: bool,
+}
+
+impl Deployment {
+    pub(super) fn new(store: Store, given: PathBuf, told: Option<Mode>, policy: &Policy) -> Self {
+        let operators = operators_of(policy);
+        Self { store, given, told, operators, trial: None, busy: false }
+    }
+
+    /// When what is tried is taken back; never if nothing is.
+    pub(super) async fn over(&self) {
+        match &self.trial {
+            Some(trial) => tokio::time::sleep_until(trial.until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The policy file that the agent was given.
+    pub(super) fn given(&self) -> &Path {
+        &self.given
+    }
+
+    /// The policy file by hand is not in force, so that it cannot be read anew.
+    pub(super) fn refuse_reload(&self) -> Result<(), Refusal> {
+        match self.store.in_force() {
+            None => Ok(()),
+            Some(kept) => Err(no(format!(
+                "policy {kept} came in a signed bundle, and so must the next; `portcullis policy push`"
+            ))),
+        }
+    }
+
+    pub(super) fn status(&self) -> Option<BundleStatus> {
+        let kept = self.store.in_force()?;
+        let trial = self.store.state.trial.as_ref();
+        Some(BundleStatus {
+            policy: kept.policy.clone(),
+            version: kept.version,
+            epoch: kept.epoch,
+            sha256: kept.sha256.clone(),
+            until: trial.map(|trial| trial.until),
+        })
+    }
+}
+
+fn operators_of(policy: &Policy) -> (PolicyTrust, usize) {
+    (policy.trust.clone(), policy.policy_signatures)
+}
+
+fn no(message: impl Into<String>) -> Refusal {
+    Refusal { code: 1, message: message.into() }
+}
+
+fn because((reason, message): Why) -> Refusal {
+    no(format!("the bundle is refused ({reason}): {message}; the policy before stays in force"))
+}
+
+fn stays(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal { code: 3, message: format!("{error}; the policy before stays in force") }
+}
+
+/// Reads a bundle, finds out whether it may come into force, and takes a copy of it.
+fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
+    let Look { store, operators: (trust, needed), places, told, in_kernel } = look;
+    let bundle = Bundle::read(path).map_err(because)?;
+    let now = catalogs::now();
+    let signed = bundle.verify(trust, *needed, now).map_err(because)?;
+    let device = Device::read(Path::new(DEVICE_FILE)).map_err(|error| stays(&error))?;
+    let warnings = bundle.check_device(&device, now).map_err(because)?;
+    let kept = Kept::of(&bundle);
+    store.check_age(&kept).map_err(because)?;
+    let file = store.keep(&bundle).map_err(|error| stays(&error))?;
+    let may_stop = bundle.manifest().skip_preflight;
+    let read = || {
+        let mut candidate = reload::read(&file, places, *in_kernel, |policy| {
+            !may_stop && told.unwrap_or(policy.mode) == Mode::Enforce
+        })?;
+        let policy = candidate.policy();
+        if (&policy.name, policy.version) != (&kept.policy, kept.version) {
+            let message =
+                format!("its manifest says {kept}, and its policy another name or version");
+            return Err(because(("malformed", message)));
+        }
+        if !may_stop && !policy.trust.signs_policies() {
+            let message = "its policy names nobody who signs policies ([[signer]] with signs = \
+                           [\"policy\"]), so that no bundle could follow it; name one, or build it with \
+                           --skip-preflight";
+            return Err(because(("no-successor", message.into())));
+        }
+        candidate.offer = Some(Offer { kept: kept.clone(), signed, warnings });
+        Ok(candidate)
+    };
+    let read = read();
+    if read.is_err() {
+        store.clean();
+    }
+    read
+}
+
+impl Agent {
+    /// Reads a bundle in another thread, and sends the request again with what it holds.
+    pub(super) fn read_bundle(
+        &mut self,
+        path: String,
+        confirm_within: Option<u64>,
+        answer: oneshot::Sender<Answer>,
+    ) {
+        if confirm_within.is_some_and(|seconds| seconds == 0 || seconds > LONGEST.as_secs()) {
+            let message = "a trial takes from one second to seven days".into();
+            let _ = answer.send(Answer::Refused(Refusal { code: 2, message }));
+            return;
+        }
+        let request = Request::Push { path: path.clone(), confirm_within };
+        let wanted = self.look();
+        self.in_background(request, answer, move || look(Path::new(&path), &wanted));
+    }
+
+    /// Reads what was in force before in another thread, and sends the request again with it.
+    pub(super) fn read_before(&mut self, cause: String, answer: oneshot::Sender<Answer>) {
+        let Some(next) = self.deployment.store.taken_back() else {
+            let message =
+                "the policy file that the agent was given is in force; there is nothing before";
+            let _ = answer.send(Answer::Refused(no(message)));
+            return;
+        };
+        let given = self.deployment.given.clone();
+        let Look { places, in_kernel, .. } = self.look();
+        self.in_background(Request::Rollback { cause }, answer, move || {
+            let file = match next.in_force() {
+                Some(kept) => next.open_kept(kept).map_err(|error| stays(&error))?,
+                None => given,
+            };
+            reload::read(&file, &places, in_kernel, |_| false)
+        });
+    }
+
+    fn look(&self) -> Look {
+        Look {
+            store: self.deployment.store.clone(),
+            operators: self.deployment.operators.clone(),
+            places: self.places.clone(),
+            told: self.deployment.told,
+            in_kernel: matches!(self.gates, Backend::BpfLsm(_)),
+        }
+    }
+
+    fn in_background(
+        &mut self,
+        request: Request,
+        answer: oneshot::Sender<Answer>,
+        work: impl FnOnce() -> Result<reload::Candidate, Refusal> + Send + 'static,
+    ) {
+        let Some(commands) = self.commands.clone() else { return };
+        if self.deployment.busy {
+            let message = "another policy is being put in force; try again when that is done";
+            let _ = answer.send(Answer::Refused(no(message)));
+            return;
+        }
+        self.deployment.busy = true;
+        tokio::spawn(async move {
+            let read = match tokio::task::spawn_blocking(work).await {
+                Ok(read) => read.map(Box::new),
+                Err(error) => Err(stays(&error)),
+            };
+            let found_out = Some(FoundOut::Policy(read));
+            // The agent may be ending.
+            let _ = commands.send(Command { request, answer, found_out }).await;
+        });
+    }
+
+    /// Puts a bundle in force, or says why not; then nothing has changed.
+    pub(super) fn push(
+        &mut self,
+        read: Result<Box<reload::Candidate>, Refusal>,
+        confirm_within: Option<u64>,
+    ) -> Answer {
+        self.deployment.busy = false;
+        let done = read.and_then(|candidate| self.take_offer(*candidate, confirm_within));
+        match done {
+            Ok(answer) => json(&answer),
+            Err(refusal) => {
+                let message = refusal.message.clone();
+                self.tell_bundle("refused", None, Vec::new(), Some(message), None);
+                Answer::Refused(refusal)
+            }
+        }
+    }
+
+    fn take_offer(
+        &mut self,
+        mut candidate: reload::Candidate,
+        confirm_within: Option<u64>,
+    ) -> Result<PushAnswer, Refusal> {
+        let Some(Offer { kept, signed, warnings }) = candidate.offer.take() else {
+            return Err(no("no bundle was read"));
+        };
+        let until = confirm_within
+            .map(|seconds| {
+                let span = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+                Timestamp::now().checked_add(span).map_err(|error| stays(&error))
+            })
+            .transpose()?;
+        let mode = self.deployment.told.unwrap_or(candidate.policy().mode);
+        self.check_candidate(&candidate, mode)?;
+        let before = (self.mode(), self.health.worst());
+        let next = self.deployment.store.with(kept.clone(), until);
+        self.switch_to(candidate, next, mode, "policy push")?;
+        self.deployment.trial = confirm_within.map(|seconds| Running {
+            until: Instant::now() + Duration::from_secs(seconds),
+            mode: before.0,
+            health: before.1,
+        });
+        let state = if until.is_some() { "trial" } else { "in-force" };
+        self.tell_bundle(state, Some(&kept), signed, None, until);
+        let (policy, digests) = (self.view().id.clone(), self.digests);
+        Ok(PushAnswer { policy, digests, mode: self.mode().word().into(), until, warnings })
+    }
+
+    /// Writes what is in force from now on, and then lets the kernel switch.
+    fn switch_to(
+        &mut self,
+        candidate: reload::Candidate,
+        next: Store,
+        mode: Mode,
+        cause: &'static str,
+    ) -> Result<PolicyId, Refusal> {
+        let operators = operators_of(candidate.policy());
+        next.write().map_err(|error| stays(&error))?;
+        if let Err(refusal) = self.put_candidate_in_force(candidate, cause) {
+            if let Err(error) = self.deployment.store.write() {
+                tracing::error!("a policy that is not in force would be after a restart: {error}");
+            }
+            return Err(refusal);
+        }
+        self.deployment.store = next;
+        self.deployment.store.clean();
+        self.deployment.operators = operators;
+        self.change_mode(mode);
+        self.take_checks(vec![self.deployment.store.check(self.deployment.given())]);
+        Ok(self.view().id.clone())
+    }
+
+    /// Keeps what is tried.
+    pub(super) fn confirm(&mut self) -> Answer {
+        if self.deployment.busy {
+            return Answer::Refused(no("it is being replaced or taken back now"));
+        }
+        let Some(next) = self.deployment.store.confirmed() else {
+            return Answer::Refused(no("nothing is tried, so there is nothing to confirm"));
+        };
+        if let Err(error) = next.write() {
+            let message = format!("{error}; it is still a trial");
+            return Answer::Refused(Refusal { code: 3, message });
+        }
+        self.deployment.store = next;
+        self.deployment.store.clean();
+        self.deployment.trial = None;
+        let kept = self.deployment.store.in_force().cloned();
+        self.tell_bundle("confirmed", kept.as_ref(), Vec::new(), None, None);
+        json(&serde_json::json!({ "policy": self.view().id }))
+    }
+
+    /// Puts in force what was before, whatever it would stop: it was in force.
+    pub(super) fn roll_back(
+        &mut self,
+        read: Result<Box<reload::Candidate>, Refusal>,
+        cause: String,
+    ) -> Answer {
+        self.deployment.busy = false;
+        let done = read.and_then(|candidate| {
+            let Some(next) = self.deployment.store.taken_back() else {
+                return Err(no("nothing is in force that could be taken back"));
+            };
+            let left = self.deployment.store.in_force().cloned();
+            let mode = match &self.deployment.trial {
+                Some(trial) => trial.mode,
+                None => self.deployment.told.unwrap_or(candidate.policy().mode),
+            };
+            self.switch_to(*candidate, next, mode, "policy rollback")?;
+            self.deployment.trial = None;
+            self.tell_bundle("reverted", left.as_ref(), Vec::new(), Some(cause), None);
+            Ok(serde_json::json!({ "policy": self.view().id, "mode": self.mode().word() }))
+        });
+        match done {
+            Ok(answer) => json(&answer),
+            Err(refusal) => {
+                tracing::error!("{}", refusal.message);
+                Answer::Refused(refusal)
+            }
+        }
+    }
+
+    /// Takes back what is tried, because nobody has confirmed it or because it does harm.
+    pub(super) fn give_up_trial(&mut self, cause: &str) {
+        // Not again before this has come out; and if it cannot be done now, in a minute.
+        if let Some(trial) = &mut self.deployment.trial {
+            trial.until = Instant::now() + Duration::from_secs(60);
+        }
+        let (answer, _nobody) = oneshot::channel();
+        self.read_before(cause.into(), answer);
+    }
+
+    /// Whether something has failed since the trial began that had not before.
+    pub(super) fn trial_does_harm(&self) -> bool {
+        let trial = self.deployment.trial.as_ref();
+        trial.is_some_and(|trial| {
+            trial.health != State::Failed && self.health.worst() == State::Failed
+        })
+    }
+
+    /// Tells of what was tried when the agent before ended.
+    pub(super) fn tell_reverted(&mut self, kept: Option<&Kept>) {
+        if kept.is_some() {
+            let cause = "the agent was started again before it was confirmed".to_owned();
+            self.tell_bundle("reverted", kept, Vec::new(), Some(cause), None);
+        }
+    }
+
+    fn tell_bundle(
+        &mut self,
+        state: &'static str,
+        kept: Option<&Kept>,
+        signed: Vec<SignedBy>,
+        message: Option<String>,
+        until: Option<Timestamp>,
+    ) {
+        let bundle = kept.cloned();
+        self.recorder.record(Body::Bundle(Box::new(BundleChange {
+            state,
+            bundle,
+            signed,
+            message,
+            until,
+        })));
+    }
+}

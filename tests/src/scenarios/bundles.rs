@@ -1,0 +1,315 @@
+//! Bundles on a device: pushed, tried, confirmed, taken back, and refused.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{base_policy, fresh, sha256};
+use crate::{
+    agent::{Agent, PATIENCE, Policy, expect, json, text},
+    attack::{Attempt, evil, exec_path, install},
+    events,
+};
+
+/// Where the agent keeps bundles.
+const KEPT: &str = "/var/lib/portcullis/bundles";
+/// Which device this is.
+const DEVICE: &str = "/etc/portcullis/device.toml";
+
+/// An operator's folder, with a program that policies list or not.
+struct Operator {
+    folder: PathBuf,
+    policy: Policy,
+    program: PathBuf,
+}
+
+impl Operator {
+    /// A key, and the policy that trusts it, which is version 1 and does not list the program.
+    fn new() -> Result<Self> {
+        let _ = fs::remove_dir_all(KEPT);
+        let _ = fs::remove_file(DEVICE);
+        let policy = base_policy(&[])?;
+        let folder = policy.file.parent().context("a folder")?.to_owned();
+        let program = fresh("/tmp/bundles")?.join("program");
+        install(&program, &evil("bundles")?)?;
+        for name in ["ops", "stranger"] {
+            expect(0, &["key", "generate", "-o", text(&folder.join(name).with_extension("pem"))?])?;
+        }
+        policy.append(
+            "\n[[signer]]\nname = \"ops\"\nslot = \"operator\"\nkey = \"ops.pub.pem\"\n\
+             signs = [\"policy\"]\n",
+        )?;
+        Ok(Self { folder, policy, program })
+    }
+
+    fn path(&self, name: &str) -> Result<String> {
+        Ok(text(&self.folder.join(name))?.to_owned())
+    }
+
+    /// Writes a policy of this version, which lists the program or denies it.
+    fn write(&self, version: u64, lists: bool) -> Result<String> {
+        let policy = fs::read_to_string(&self.policy.file)?;
+        let digest = sha256(&self.program)?;
+        let rule = if lists {
+            format!("[[allow]]\ndigest = \"{digest}\"\nkinds = [\"executable\"]\n")
+        } else {
+            format!("[[deny]]\ndigest = \"{digest}\"\n")
+        };
+        let file = self.path(&format!("v{version}.toml"))?;
+        let first = "version = 1\n";
+        ensure!(policy.contains(first), "{policy}");
+        fs::write(&file, policy.replace(first, &format!("version = {version}\n")) + "\n" + &rule)?;
+        Ok(file)
+    }
+
+    /// A bundle of it, signed.
+    fn bundle(&self, version: u64, lists: bool, more: &[&str]) -> Result<String> {
+        let bundle = self.unsigned(version, lists, more)?;
+        expect(0, &["policy", "sign", &bundle, "--key", &self.path("ops.pem")?])?;
+        Ok(bundle)
+    }
+
+    fn unsigned(&self, version: u64, lists: bool, more: &[&str]) -> Result<String> {
+        let (policy, bundle) =
+            (self.write(version, lists)?, self.path(&format!("v{version}.bundle"))?);
+        let mut words = vec!["policy", "build", &policy, "-o", &bundle];
+        words.extend(more);
+        expect(0, &words)?;
+        Ok(bundle)
+    }
+
+    /// The program runs, or it does not, and the status names this version.
+    fn holds(&self, version: u64, runs: bool, when: &str) -> Result<()> {
+        let status = json(&["status", "--json"])?;
+        ensure!(status["policy"]["version"] == version, "{when}: {}", status["policy"]);
+        let expected = if runs { Attempt::Ran } else { Attempt::Refused };
+        ensure!(exec_path(&self.program)? == expected, "{when}: not {expected:?}");
+        Ok(())
+    }
+
+    fn start(&self) -> Result<Agent> {
+        Agent::start(&self.policy, "enforce", &["--skip-preflight"])
+    }
+}
+
+fn wait_for(mark: events::Mark, state: &str) -> Result<Value> {
+    let wanted = |event: &Value| event["type"] == "bundle" && event["state"] == state;
+    events::wait_for(mark, &format!("a bundle that is {state}"), wanted)
+}
+
+/// Exits with 1, and says this.
+fn no(words: &[&str], says: &str) -> Result<()> {
+    let output = expect(1, words)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.contains(says), "{words:?} said: {said}");
+    Ok(())
+}
+
+/// The life of a policy: from push to confirmation, and back.
+pub fn life() -> Result<()> {
+    let operator = Operator::new()?;
+    let agent = operator.start()?;
+    operator.holds(1, false, "the policy file")?;
+    no(&["policy", "confirm"], "nothing is tried")?;
+    no(&["policy", "rollback"], "there is nothing before")?;
+
+    let second = operator.bundle(2, true, &[])?;
+    expect(0, &["policy", "verify", &second, "--policy", text(&operator.policy.file)?])?;
+    let mark = events::mark()?;
+    expect(0, &["policy", "push", &second])?;
+    let told = wait_for(mark, "in-force")?;
+    ensure!(told["signed"][0]["signer"] == "ops" && told["bundle"]["version"] == 2, "{told}");
+    operator.holds(2, true, "pushed")?;
+    // By hand nothing comes in any more.
+    no(&["policy", "reload"], "so must the next")?;
+
+    // Silence takes it back.
+    let third = operator.bundle(3, false, &[])?;
+    let mark = events::mark()?;
+    expect(0, &["policy", "push", &third, "--confirm-within", "2s"])?;
+    operator.holds(3, false, "on trial")?;
+    ensure!(json(&["status", "--json"])?["bundle"]["until"].is_string());
+    let told = wait_for(mark, "reverted")?;
+    ensure!(told["message"].as_str().is_some_and(|why| why.contains("in time")), "{told}");
+    operator.holds(2, true, "taken back by silence")?;
+
+    // A word keeps it.
+    expect(0, &["policy", "push", &third, "--confirm-within", "2s"])?;
+    let mark = events::mark()?;
+    expect(0, &["policy", "confirm"])?;
+    wait_for(mark, "confirmed")?;
+    sleep(Duration::from_secs(3));
+    operator.holds(3, false, "confirmed")?;
+    no(&["policy", "push", &second], "rollback")?;
+
+    // Nor after the agent was killed.
+    agent.signal(Signal::KILL)?;
+    let agent = operator.start()?;
+    operator.holds(3, false, "after a kill")?;
+    no(&["policy", "push", &second], "rollback")?;
+
+    // A trial does not outlive the agent.
+    let fourth = operator.bundle(4, true, &[])?;
+    expect(0, &["policy", "push", &fourth, "--confirm-within", "1h"])?;
+    operator.holds(4, true, "on trial")?;
+    agent.signal(Signal::KILL)?;
+    let mark = events::mark()?;
+    let agent = operator.start()?;
+    let told = wait_for(mark, "reverted")?;
+    ensure!(told["bundle"]["version"] == 4, "{told}");
+    operator.holds(3, false, "after a kill during the trial")?;
+
+    // Back, step by step, as an operator's deliberate act.
+    expect(0, &["policy", "rollback"])?;
+    operator.holds(2, true, "rolled back")?;
+    expect(0, &["policy", "rollback"])?;
+    operator.holds(1, false, "rolled back to the policy file")?;
+    no(&["policy", "rollback"], "there is nothing before")?;
+    no(&["policy", "push", &second], "rollback")?;
+    // A signed higher epoch is the way down.
+    let again = operator.bundle(2, true, &["--epoch", "1"])?;
+    expect(0, &["policy", "push", &again])?;
+    operator.holds(2, true, "a higher epoch")?;
+    no(&["policy", "push", &fourth], "rollback")?;
+    agent.stop()
+}
+
+/// Every wrong bundle is refused with its reason, and what is in force stays.
+pub fn refused() -> Result<()> {
+    let operator = Operator::new()?;
+    let agent = operator.start()?;
+    expect(0, &["policy", "push", &operator.bundle(10, false, &[])?])?;
+
+    let refuse = |bundle: &str, says: &str| -> Result<()> {
+        let mark = events::mark()?;
+        let start = Instant::now();
+        no(&["policy", "push", bundle], says).with_context(|| says.to_owned())?;
+        ensure!(start.elapsed() < PATIENCE, "{says}: it took {:?}", start.elapsed());
+        wait_for(mark, "refused")?;
+        operator.holds(10, false, says)?;
+        println!("  refused: {says}");
+        Ok(())
+    };
+    refuse(&operator.unsigned(11, true, &[])?, "unsigned")?;
+    let bundle = operator.unsigned(12, true, &[])?;
+    expect(0, &["policy", "sign", &bundle, "--key", &operator.path("stranger.pem")?])?;
+    // A raw signature names no key, so that nobody can tell a stranger's from a damaged one.
+    refuse(&bundle, "bad-signature")?;
+
+    let good = fs::read(operator.bundle(13, true, &[])?)?;
+    let wrong = operator.path("wrong.bundle")?;
+    let mut changed = good.clone();
+    let place = good.windows(9).position(|bytes| bytes == b"[[allow]]").context("a rule")?;
+    changed[place + 3] ^= 1;
+    fs::write(&wrong, &changed)?;
+    refuse(&wrong, "part-differs")?;
+    let mut changed = good.clone();
+    let place =
+        good.windows(12).position(|bytes| bytes == b"\"epoch\": 0,\n").context("an epoch")?;
+    changed[place + 9] = b'7';
+    fs::write(&wrong, &changed)?;
+    refuse(&wrong, "bad-signature")?;
+    for length in [0, 100, 700, good.len() / 2, good.len() - 1] {
+        fs::write(&wrong, &good[..length])?;
+        let says = if length < 512 { "malformed" } else { "" };
+        refuse(&wrong, says).with_context(|| format!("cut at {length}"))?;
+    }
+    // As large as a bundle may be, and larger; neither is read into memory.
+    for size in [255_u64 << 20, 1 << 30] {
+        fs::File::create(&wrong)?.set_len(size)?;
+        refuse(&wrong, "malformed")?;
+    }
+    let mut file = fs::File::create(&wrong)?;
+    file.write_all(&good[..512])?;
+    file.set_len(1 << 30)?;
+    refuse(&wrong, "is larger than")?;
+    fs::remove_file(&wrong)?;
+    ensure!(Command::new("/bin/mkfifo").arg(&wrong).status()?.success());
+    refuse(&wrong, "is not a file")?;
+
+    refuse(&operator.bundle(9, true, &[])?, "rollback")?;
+    refuse(&operator.bundle(10, true, &[])?, "same-version")?;
+    refuse(&operator.bundle(14, true, &["--target", "device:pump-4"])?, "other-device")?;
+    fs::create_dir_all("/etc/portcullis")?;
+    fs::write(DEVICE, "name = \"pump-3\"\ngroups = [\"north\"]\n")?;
+    refuse(&operator.bundle(14, true, &["--target", "group:south"])?, "other-device")?;
+
+    // What would stop the device: nothing that runs is listed.
+    let policy = operator.path("narrow.toml")?;
+    let narrow = format!(
+        "name = \"policy\"\nversion = 15\nmode = \"enforce\"\n[[allow]]\ndigest = \"{}\"\n\
+         kinds = [\"executable\"]\n[[signer]]\nname = \"ops\"\nslot = \"operator\"\n\
+         key = \"ops.pub.pem\"\nsigns = [\"policy\"]\n",
+        sha256(&operator.program)?
+    );
+    fs::write(&policy, &narrow)?;
+    let bundle = operator.path("narrow.bundle")?;
+    expect(0, &["policy", "build", &policy, "-o", &bundle])?;
+    expect(0, &["policy", "sign", &bundle, "--key", &operator.path("ops.pem")?])?;
+    refuse(&bundle, "/usr/bin/portcullis as executable")?;
+    // One after which nobody could push.
+    let last = narrow.split("[[signer]]").next().context("a head")?.replace("= 15", "= 16");
+    fs::write(&policy, last)?;
+    expect(0, &["policy", "build", &policy, "-o", &bundle])?;
+    expect(0, &["policy", "sign", &bundle, "--key", &operator.path("ops.pem")?])?;
+    refuse(&bundle, "/usr/bin/portcullis as executable")
+        .or_else(|_| refuse(&bundle, "no-successor"))?;
+
+    // Nothing of all that was kept.
+    let kept = fs::read_dir(KEPT)?.count();
+    ensure!(kept == 3, "{kept} entries in {KEPT}");
+    let kib = json(&["status", "--json"])?["resident_kib"].as_u64().context("memory")?;
+    ensure!(kib < 40 * 1024, "the agent has {kib} KiB resident");
+    // For this device it is good.
+    expect(0, &["policy", "push", &operator.bundle(17, true, &["--target", "group:north"])?])?;
+    operator.holds(17, true, "for its group")?;
+    agent.stop()
+}
+
+/// Killed at any moment of a push, the next agent has the policy before or the new one.
+pub fn killed() -> Result<()> {
+    kill_pushes(4)
+}
+
+/// The same so many times.
+pub fn kill_pushes(kills: u64) -> Result<()> {
+    let operator = Operator::new()?;
+    let mut agent = operator.start()?;
+    let mut version = 1;
+    let (mut old, mut new) = (0, 0);
+    for round in 0..kills {
+        let next = version + 1;
+        let bundle = operator.bundle(next, next % 2 == 0, &[])?;
+        let mut push = Command::new("portcullis")
+            .args(["policy", "push", &bundle])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // From before the request to after the answer.
+        sleep(Duration::from_millis(round * 900 / kills));
+        agent.signal(Signal::KILL)?;
+        push.wait()?;
+        agent = operator.start()?;
+        let found =
+            json(&["status", "--json"])?["policy"]["version"].as_u64().context("version")?;
+        ensure!(found == version || found == next, "v{found} between v{version} and v{next}");
+        operator.holds(found, found % 2 == 0, "after a kill")?;
+        if found == next {
+            new += 1
+        } else {
+            old += 1
+        }
+        version = found;
+    }
+    println!("  {kills} kills: {old} times the policy before, {new} times the new one");
+    agent.stop()
+}
