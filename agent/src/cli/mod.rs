@@ -9,6 +9,7 @@ mod key;
 mod mode;
 mod output;
 mod policy;
+mod policy_diff;
 mod push;
 mod run;
 mod scan;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use portcullis_common::Kinds;
 
-use super::{BAD_INPUT, OrExit, Outcome, bundle, output, push, scan::write_file};
+use super::{BAD_INPUT, OrExit, Outcome, bundle, output, policy_diff, push, scan::write_file};
 use crate::{
     control::{ReloadAnswer, Request, client},
     event::human::Named,
@@ -33,6 +33,8 @@ pub enum Verb {
     Verify(bundle::VerifyArgs),
     /// Show what a bundle says of itself
     Show(bundle::ShowArgs),
+    /// Show what would newly run, and what not any more, between two policies or bundles
+    Diff(policy_diff::Args),
     /// Put a signed bundle in force on this device
     Push(push::PushArgs),
     /// Keep the bundle that is tried
@@ -79,6 +81,7 @@ pub fn policy(verb: &Verb) -> Outcome {
         Verb::Sign(args) => bundle::sign(args),
         Verb::Verify(args) => bundle::verify(args),
         Verb::Show(args) => bundle::show(args),
+        Verb::Diff(args) => policy_diff::diff(args),
         Verb::Push(args) => push::push(args),
         Verb::Confirm => push::confirm(),
         Verb::Rollback(args) => push::rollback(args),
