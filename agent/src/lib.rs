@@ -10,6 +10,7 @@ pub mod cli;
 pub mod control;
 pub mod deployment;
 pub mod event;
+pub mod import;
 pub mod kernel;
 pub mod policy;
 pub mod run;

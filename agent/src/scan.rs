@@ -100,6 +100,18 @@ pub fn scan(
     Ok(report)
 }
 
+/// What an open file is, if it is an artifact. `path` is only asked whether it is where firmware lies.
+///
+/// # Errors
+/// If it is no file, or cannot be read, for people.
+pub fn look(file: &File, path: &Path) -> Result<Option<(Kinds, Digest)>, String> {
+    if !file.metadata().map_err(|error| error.to_string())?.is_file() {
+        return Err("is not a file".into());
+    }
+    let more = if is_firmware(path) { Kinds::FIRMWARE } else { Kinds::NONE };
+    Scan::default().identify(file, more)
+}
+
 type Identity = Option<(Kinds, Digest)>;
 type Once = Arc<OnceLock<Result<Identity, String>>>;
 

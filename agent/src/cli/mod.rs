@@ -5,6 +5,7 @@ mod catalog;
 mod doctor;
 mod events;
 mod explain;
+mod import;
 mod key;
 mod mode;
 mod output;

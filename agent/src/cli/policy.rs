@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use portcullis_common::Kinds;
 
-use super::{BAD_INPUT, OrExit, Outcome, bundle, output, policy_diff, push, scan::write_file};
+use super::{
+    BAD_INPUT, OrExit, Outcome, bundle, import, output, policy_diff, push, scan::write_file,
+};
 use crate::{
     control::{ReloadAnswer, Request, client},
     event::human::Named,
@@ -25,6 +27,9 @@ pub enum Verb {
     /// Put the policy file in force as it is now, in the mode that is; refused if that would stop
     /// what runs
     Reload(ReloadArgs),
+    /// Make a manifest of a list that others keep, with what could not be carried over
+    #[command(subcommand)]
+    Import(import::Verb),
     /// Put a policy and everything that it names into one file, to be signed
     Build(bundle::BuildArgs),
     /// Sign a bundle
@@ -77,6 +82,7 @@ pub fn policy(verb: &Verb) -> Outcome {
         Verb::Init(args) => init(args),
         Verb::Check(args) => check(args),
         Verb::Reload(args) => reload(args),
+        Verb::Import(verb) => import::import(verb),
         Verb::Build(args) => bundle::build(args),
         Verb::Sign(args) => bundle::sign(args),
         Verb::Verify(args) => bundle::verify(args),

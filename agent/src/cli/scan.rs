@@ -33,7 +33,7 @@ pub struct Args {
 }
 
 /// A kind by its word.
-fn kind(word: &str) -> Result<Kinds, String> {
+pub(super) fn kind(word: &str) -> Result<Kinds, String> {
     let known = Kinds::WORDS.iter().filter(|(kind, _)| !Kinds::MARKS.intersects(*kind));
     known.clone().find(|(_, known)| *known == word).map(|(kind, _)| *kind).ok_or_else(|| {
         let words: Vec<_> = known.map(|(_, word)| *word).collect();
