@@ -132,21 +132,17 @@ fn show(args: &ShowArgs) -> Outcome {
 }
 
 fn look_at(file: &Path) -> Result<Shown, Failure> {
-    let named = |message: String, help: Option<String>| {
-        let help = help.map_or_else(String::new, |help| format!("; {help}"));
-        anyhow!("{}: {message}{help}", file.display())
-    };
     let bytes = fs::read(file).with_context(|| file.display().to_string()).or_exit(BAD_INPUT)?;
     let is_certificate = bytes.windows(17).any(|at| at == b"BEGIN CERTIFICATE");
     let (key, certificate) = if is_certificate {
         let read = Certificate::read(&bytes)
-            .map_err(|error| named(error.to_string(), error.help()))
+            .map_err(|error| output::about(file, &error, error.help()))
             .or_exit(BAD_INPUT)?;
-        let key = read.key().map_err(|error| named(error.to_string(), error.help()));
+        let key = read.key().map_err(|error| output::about(file, &error, error.help()));
         (key.or_exit(BAD_INPUT)?.clone(), Some(read))
     } else {
         let read = PublicKey::read(&bytes);
-        let read = read.map_err(|error| named(error.to_string(), error.help()));
+        let read = read.map_err(|error| output::about(file, &error, error.help()));
         (read.or_exit(BAD_INPUT)?, None)
     };
     let ima = certificate.as_ref().and_then(Certificate::ima_key_id);

@@ -1,7 +1,9 @@
 //! Writing to people and pipes.
 
 use std::{
+    fmt::Display,
     io::{self, Write},
+    path::Path,
     time::Duration,
 };
 
@@ -24,6 +26,12 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Writes an error to standard error, whatever becomes of it.
 pub fn error(message: &str) {
     let _ = writeln!(io::stderr(), "portcullis: {message}");
+}
+
+/// An error about a file, with what to do about it if that is known.
+pub fn about(file: &Path, error: &impl Display, help: Option<String>) -> anyhow::Error {
+    let help = help.map_or_else(String::new, |help| format!("; {help}"));
+    anyhow::anyhow!("{}: {error}{help}", file.display())
 }
 
 /// Writes a note to standard error, whatever becomes of it.

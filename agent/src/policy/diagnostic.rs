@@ -32,6 +32,13 @@ impl Diagnostic {
         self.help = Some(help.into());
         self
     }
+
+    /// The same with advice, if there is any.
+    #[must_use]
+    pub fn with_optional_help(mut self, help: Option<String>) -> Self {
+        self.help = help.or(self.help);
+        self
+    }
 }
 
 impl fmt::Display for Diagnostic {

@@ -56,11 +56,7 @@ impl PolicyTrust {
                 match anchor_of(folder, anchor) {
                     Ok(anchor) => policy.add(signer, anchor),
                     Err((message, help)) => {
-                        let mistake = place.at(*offset, message);
-                        found.push(match help {
-                            Some(help) => mistake.with_help(help),
-                            None => mistake,
-                        });
+                        found.push(place.at(*offset, message).with_optional_help(help));
                     }
                 }
             }
@@ -105,11 +101,7 @@ impl PolicyTrust {
 
     fn in_anchor(path: &Path, anchor: &AnchorSource) -> Result<Self, Diagnostic> {
         let anchor = anchor_of(Path::new(""), anchor).map_err(|(message, help)| {
-            let mistake = Diagnostic::whole_file(path, message);
-            match help {
-                Some(help) => mistake.with_help(help),
-                None => mistake,
-            }
+            Diagnostic::whole_file(path, message).with_optional_help(help)
         })?;
         let signer = Signer {
             name: "given".into(),
@@ -167,7 +159,7 @@ impl PolicyTrust {
             if may && !found.iter().any(|by| by.signer == signer.name) {
                 found.push(SignedBy {
                     signer: signer.name.clone(),
-                    slot: slot_word(signer.slot).into(),
+                    slot: signer.slot.word().into(),
                     kinds: signer.kinds,
                     ..SignedBy::default()
                 });
@@ -391,7 +383,7 @@ impl From<&Verified> for SignedBy {
     fn from(verified: &Verified) -> Self {
         Self {
             signer: verified.name.clone(),
-            slot: slot_word(verified.slot).into(),
+            slot: verified.slot.word().into(),
             kinds: verified.kinds,
             algorithm: verified.algorithm.clone(),
             key: hex::encode(verified.key_id),
@@ -443,18 +435,11 @@ fn anchor_of(folder: &Path, anchor: &AnchorSource) -> Result<Anchor, Mistake> {
 #[must_use]
 pub fn describe(signers: &[Signer]) -> Vec<String> {
     let line = |signer: &Signer| {
-        format!("{} ({}): {}", signer.name, slot_word(signer.slot), kinds_words(signer.kinds))
+        format!("{} ({}): {}", signer.name, signer.slot.word(), kinds_words(signer.kinds))
     };
     let mut lines: Vec<_> = signers.iter().map(line).collect();
     lines.dedup();
     lines
-}
-
-const fn slot_word(slot: Slot) -> &'static str {
-    match slot {
-        Slot::Maker => "maker",
-        Slot::Operator => "operator",
-    }
 }
 
 /// What [`Requirements`] a policy's words make.

@@ -25,6 +25,20 @@ pub enum Slot {
     Operator,
 }
 
+impl Slot {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Maker, Self::Operator];
+
+    /// As policies and events write it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Maker => "maker",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// Where trust begins.
 #[derive(Clone, Debug)]
 pub enum Anchor {

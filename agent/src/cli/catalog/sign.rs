@@ -8,7 +8,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
 use super::read_catalog;
 use crate::{
@@ -85,17 +85,12 @@ pub(in crate::cli) fn load(path: &Path) -> Result<Vec<u8>, Failure> {
 /// Reads a certificate.
 pub(in crate::cli) fn certificate(path: &Path) -> Result<Certificate, Failure> {
     let read = Certificate::read(&load(path)?);
-    read.map_err(|error| {
-        let help = error.help().map_or_else(String::new, |help| format!("; {help}"));
-        anyhow!("{}: {error}{help}", path.display())
-    })
-    .or_exit(BAD_INPUT)
+    read.map_err(|error| output::about(path, &error, error.help())).or_exit(BAD_INPUT)
 }
 
 /// An error with the file and the mend.
 pub(in crate::cli) fn explained(path: &Path, error: &SignError) -> anyhow::Error {
-    let help = error.help().map_or_else(String::new, |help| format!("; {help}"));
-    anyhow!("{}: {error}{help}", path.display())
+    output::about(path, error, error.help())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

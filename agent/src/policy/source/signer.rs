@@ -127,7 +127,6 @@ pub enum Revoked {
     },
 }
 
-const SLOTS: [(&str, Slot); 2] = [("maker", Slot::Maker), ("operator", Slot::Operator)];
 const SIGNS: [(&str, Signs); 4] = [
     ("catalog", Signs::CATALOG),
     ("file", Signs::FILE),
@@ -146,7 +145,9 @@ impl Reader<'_> {
         };
         let slot = match table.get("slot") {
             None => self.lacking(start, "slot", "whose it is: slot = \"maker\" or \"operator\""),
-            Some(written) => self.word(written, "slot", SLOTS.iter().copied()),
+            Some(written) => {
+                self.word(written, "slot", Slot::ALL.iter().map(|slot| (slot.word(), *slot)))
+            }
         };
         let signs = match table.get("signs") {
             None => Some(Signs::ALL),
