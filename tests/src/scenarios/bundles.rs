@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use super::{base_policy, fresh, sha256};
 use crate::{
-    agent::{Agent, PATIENCE, Policy, expect, json, text},
+    agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
     attack::{Attempt, evil, exec_path, install},
     events,
 };
 
 /// Where the agent keeps bundles.
-const KEPT: &str = "/var/lib/portcullis/bundles";
+pub(super) const KEPT: &str = "/var/lib/portcullis/bundles";
 /// Which device this is.
 const DEVICE: &str = "/etc/portcullis/device.toml";
 
@@ -89,7 +89,8 @@ impl Operator {
 
     /// The program runs, or it does not, and the status names this version.
     fn holds(&self, version: u64, runs: bool, when: &str) -> Result<()> {
-        let status = json(&["status", "--json"])?;
+        // Which may be red.
+        let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
         ensure!(status["policy"]["version"] == version, "{when}: {}", status["policy"]);
         let expected = if runs { Attempt::Ran } else { Attempt::Refused };
         ensure!(exec_path(&self.program)? == expected, "{when}: not {expected:?}");
@@ -270,9 +271,39 @@ pub fn refused() -> Result<()> {
     let kib = json(&["status", "--json"])?["resident_kib"].as_u64().context("memory")?;
     ensure!(kib < 40 * 1024, "the agent has {kib} KiB resident");
     // For this device it is good.
-    expect(0, &["policy", "push", &operator.bundle(17, true, &["--target", "group:north"])?])?;
-    operator.holds(17, true, "for its group")?;
+    expect(0, &["policy", "push", &operator.bundle(17, false, &["--target", "group:north"])?])?;
+    operator.holds(17, false, "for its group")?;
+    break_glass(&operator)?;
     agent.stop()
+}
+
+/// Enforcement is lifted by a signed token for this device, once; not by whoever is root.
+fn break_glass(operator: &Operator) -> Result<()> {
+    no(&["mode", "audit"], "must be signed too")?;
+    let token = |name: &str, device: &str, key: &str| -> Result<String> {
+        let file = operator.path(name)?;
+        let words = ["break-glass", "make", "--device", device, "--minutes", "1"];
+        let rest = ["--valid-until", "2100-01-01T00:00:00Z", "-o", &file];
+        expect(0, &[&words[..], &rest[..]].concat())?;
+        expect(0, &["break-glass", "sign", &file, "--key", &operator.path(key)?])?;
+        Ok(file)
+    };
+    no(&["break-glass", "use", &token("other", "pump-4", "ops.pem")?], "other-device")?;
+    no(&["break-glass", "use", &token("strange", "pump-3", "stranger.pem")?], "bad-signature")?;
+    operator.holds(17, false, "without a good token")?;
+    let good = token("good", "pump-3", "ops.pem")?;
+    let mark = events::mark()?;
+    expect(0, &["break-glass", "use", &good])?;
+    events::wait_for(mark, "the glass is broken", |event| {
+        event["type"] == "break-glass" && event["state"] == "lifted"
+    })?;
+    operator.holds(17, true, "with a token")?;
+    let status: Value = serde_json::from_slice(&expect(1, &["status", "--json"])?.stdout)?;
+    ensure!(status["mode"] == "audit" && status["health"] == "failed", "{status}");
+    expect(0, &["mode", "enforce"])?;
+    operator.holds(17, false, "after the word")?;
+    ensure!(json(&["status", "--json"])?["health"] != "failed");
+    no(&["break-glass", "use", &good], "used")
 }
 
 /// Killed at any moment of a push, the next agent has the policy before or the new one.

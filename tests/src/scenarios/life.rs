@@ -163,14 +163,17 @@ pub fn footprint() -> Result<()> {
     for _ in 0..200 {
         exec_path("/tmp/footprint")?;
     }
-    sleep(Duration::from_secs(1));
-    let status = json(&["status", "--json"])?;
-    ensure!(status["digests"].as_u64() > Some(DIGESTS as u64), "{status}");
-    let kib = status["resident_kib"].as_u64().context("resident memory")?;
-    ensure!(kib < LIMIT_KIB, "the agent has {kib} KiB resident");
+    sleep(Duration::from_secs(3));
     let before = ticks(agent.pid())?;
     sleep(Duration::from_secs(10));
     let used = ticks(agent.pid())? - before;
+    // At rest: on a slow machine the events of that work may take longer to be written.
+    let status = json(&["status", "--json"])?;
+    ensure!(status["digests"].as_u64() > Some(DIGESTS as u64), "{status}");
+    let kib = status["resident_kib"].as_u64().context("resident memory")?;
+    let memory = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let parts: Vec<_> = memory.lines().filter(|line| line.starts_with("Rss")).collect();
+    ensure!(kib < LIMIT_KIB, "the agent has {kib} KiB resident: {parts:?}");
     println!(
         "  {kib} KiB resident with {DIGESTS} digests, {used} ticks of processor time in 10 idle seconds"
     );

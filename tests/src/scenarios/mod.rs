@@ -204,6 +204,8 @@ fn leaves_nothing() -> Result<()> {
     let pins = fs::read_dir("/sys/fs/bpf/portcullis").map_or(0, Iterator::count);
     ensure!(pins == 0, "gates are left in /sys/fs/bpf/portcullis");
     let _ = fs::remove_file(crate::events::FILE);
+    // A bundle in force would be the next agent's policy.
+    let _ = fs::remove_dir_all(bundles::KEPT);
     Ok(())
 }
 
