@@ -1,5 +1,6 @@
 //! The command line: one file for each verb.
 
+mod break_glass;
 mod bundle;
 mod catalog;
 mod doctor;
@@ -59,6 +60,9 @@ enum Verb {
     Events(events::Args),
     /// Show what would happen to a file, and why
     Explain(explain::Args),
+    /// Lift enforcement on a device for some minutes, with a signed token
+    #[command(subcommand)]
+    BreakGlass(break_glass::Verb),
     /// Show or change the mode: audit or enforce
     Mode(mode::Args),
     /// Take the gates down, also those that a dead agent left
@@ -116,6 +120,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::status(&args),
         Verb::Events(args) => events::events(&args),
         Verb::Explain(args) => explain::explain(&args),
+        Verb::BreakGlass(verb) => break_glass::break_glass(&verb),
         Verb::Mode(args) => mode::mode(&args),
         Verb::Stop(args) => stop::stop(&args),
     };

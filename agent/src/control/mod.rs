@@ -77,6 +77,11 @@ pub enum Request {
         /// Why, for the event.
         cause: String,
     },
+    /// Lift enforcement for some minutes.
+    BreakGlass {
+        /// The token's text.
+        token: String,
+    },
     /// Take the gates down and end.
     Stop,
 }

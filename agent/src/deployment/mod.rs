@@ -86,6 +86,10 @@ pub struct State {
     pub previous: Option<Kept>,
     /// What is tried now.
     pub trial: Option<Trial>,
+    /// Tokens that were used here, by SHA-256 of what they claim, in hexadecimal. Never forgotten: a clock
+    /// that is set forward and back would bring them back otherwise.
+    #[serde(default)]
+    pub used: Vec<String>,
 }
 
 /// Why the state is not known or cannot be kept.
@@ -162,14 +166,7 @@ impl Store {
     /// # Errors
     /// If it is older than the newest, or another one of the same version.
     pub fn check_age(&self, bundle: &Kept) -> Result<(), Why> {
-        if self.is_damaged {
-            let message = format!(
-                "{} cannot be read, so that nobody can tell which bundles are old; move it away to \
-                 start anew",
-                self.folder.join(STATE).display()
-            );
-            return Err(("state-damaged", message));
-        }
+        self.check_damage()?;
         let Some(newest) = &self.state.newest else { return Ok(()) };
         if bundle.age() < newest.age() {
             let message = format!(
@@ -182,6 +179,18 @@ impl Store {
             let message =
                 format!("another bundle was accepted here as {newest}; raise the version");
             return Err(("same-version", message));
+        }
+        Ok(())
+    }
+
+    fn check_damage(&self) -> Result<(), Why> {
+        if self.is_damaged {
+            let message = format!(
+                "{} cannot be read, so that nobody can tell what is old; move it away to \
+                 start anew",
+                self.folder.join(STATE).display()
+            );
+            return Err(("state-damaged", message));
         }
         Ok(())
     }
@@ -256,7 +265,7 @@ impl Store {
 
     /// Removes bundles that nothing refers to. What cannot be removed is tried again the next time.
     pub fn clean(&self) {
-        let State { newest, confirmed, previous, trial } = &self.state;
+        let State { newest, confirmed, previous, trial, .. } = &self.state;
         let trial = trial.as_ref().map(|trial| &trial.bundle);
         let needed: Vec<_> = [newest.as_ref(), confirmed.as_ref(), previous.as_ref(), trial]
             .into_iter()
@@ -287,6 +296,20 @@ impl Store {
             None => next.confirm(bundle),
         }
         next
+    }
+
+    /// The state with a token used.
+    ///
+    /// # Errors
+    /// If it was used before, or nobody can tell.
+    pub fn with_used(&self, token: String) -> Result<Self, Why> {
+        self.check_damage()?;
+        if self.state.used.contains(&token) {
+            return Err(("used", "it was used here before; ask for another one".into()));
+        }
+        let mut next = self.clone();
+        next.state.used.push(token);
+        Ok(next)
     }
 
     /// The state with what is tried confirmed; none if nothing is tried.
@@ -390,6 +413,21 @@ mod tests {
         fs::write(folder.join(STATE), b"{\"newest\":").expect("written");
         let error = Store::open(&folder).expect_err("damaged").to_string();
         assert!(error.contains("state.json: is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_token_is_used_once() {
+        let store = empty().with_used("a".into()).expect("new");
+        assert_eq!(store.with_used("a".into()).expect_err("used").0, "used");
+        let store = store.with_used("b".into()).expect("new");
+        assert_eq!(store.with_used("a".into()).expect_err("used").0, "used");
+        // Whatever becomes of policies.
+        let later = store.with(kept(0, 1), until()).taken_back().expect("a trial");
+        assert_eq!(later.with_used("b".into()).expect_err("used").0, "used");
+        assert_eq!(
+            Store::damaged(Path::new("/nowhere")).with_used("c".into()).expect_err("damaged").0,
+            "state-damaged"
+        );
     }
 
     #[test]

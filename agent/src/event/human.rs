@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::event::{Body, BundleChange, CatalogChange, Decision, Event, PolicyId};
+use crate::event::{Body, BundleChange, CatalogChange, Decision, Event, GlassChange, PolicyId};
 
 /// Shows an event as one line. Control characters, which a hostile file name may contain, are
 /// escaped.
@@ -25,6 +25,7 @@ impl fmt::Display for Line<'_> {
                 write!(f, "mode is now {mode}, policy {}", Named(policy))
             }
             Body::Catalog(change) => write_catalog(f, change),
+            Body::BreakGlass(change) => write_glass(f, change),
             Body::Bundle(change) => write_bundle(f, change),
             Body::Signature(rejected) => write!(
                 f,
@@ -55,6 +56,19 @@ impl fmt::Display for Line<'_> {
             }
         }
     }
+}
+
+fn write_glass(f: &mut fmt::Formatter<'_>, change: &GlassChange) -> fmt::Result {
+    let GlassChange { state, signed, until, message } = change;
+    match (*state, until) {
+        ("lifted", Some(until)) => write!(f, "ENFORCEMENT IS LIFTED until {until:.0} by a token")?,
+        ("over", _) => write!(f, "enforcement is not lifted any more: the policy decides again")?,
+        _ => write!(f, "a token to lift enforcement was refused")?,
+    }
+    for by in signed {
+        write!(f, ", signed by {}", by.signer.escape_debug())?;
+    }
+    message.as_ref().map_or(Ok(()), |message| write!(f, ": {}", Plain(message)))
 }
 
 fn write_bundle(f: &mut fmt::Formatter<'_>, change: &BundleChange) -> fmt::Result {

@@ -68,6 +68,8 @@ pub enum Body {
     Catalog(Box<CatalogChange>),
     /// A bundle came into force, was confirmed, taken back, or refused.
     Bundle(Box<BundleChange>),
+    /// A token lifted enforcement, or its time is over, or it was refused.
+    BreakGlass(Box<GlassChange>),
     /// A file carries a signature that does not count.
     Signature(Box<SignatureRejected>),
     /// What signers vouch for has changed, and the policy with it.
@@ -132,6 +134,19 @@ pub struct CatalogChange {
     pub withdrawn: usize,
     /// Why it was refused, as a stable word.
     pub reason: Option<String>,
+    /// Why it was refused, for people.
+    pub message: Option<String>,
+}
+
+/// What a token did.
+#[derive(Clone, Debug, Serialize)]
+pub struct GlassChange {
+    /// `lifted`, `over` or `refused`.
+    pub state: &'static str,
+    /// Who signed it.
+    pub signed: Vec<SignedBy>,
+    /// Until when enforcement is lifted.
+    pub until: Option<Timestamp>,
     /// Why it was refused, for people.
     pub message: Option<String>,
 }

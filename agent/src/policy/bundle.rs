@@ -18,6 +18,7 @@ use std::{
 
 use jiff::Timestamp;
 use portcullis_common::Digest;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -52,7 +53,8 @@ const SIGNATURES: &str = "signatures/";
 pub(crate) const POLICY: &str = "policy.toml";
 
 /// How a signature is made, with the end of its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Form {
     /// CMS.
     Cms,
@@ -201,41 +203,12 @@ impl Bundle {
         needed: usize,
         now: Option<Timestamp>,
     ) -> Result<Vec<SignedBy>, Why> {
-        if !trust.signs_policies() {
-            let message = "the policy in force lets nobody sign policies; name somebody in it with \
-                           [[signer]] and signs = [\"policy\"]";
-            return Err(("no-signers", message.into()));
-        }
-        let (mut good, mut bad) = (Vec::new(), None);
-        for (form, range) in &self.signatures {
-            let (content, signature) = (self.signed_bytes(), &self.bytes[range.clone()]);
-            let verified = match form {
-                Form::Cms => trust.verify_cms(content, signature, Signs::POLICY, now),
-                Form::Raw => trust.verify_raw(content, signature, Signs::POLICY, now),
-            };
-            match verified {
-                Ok(by) => good.extend(by),
-                Err(why) => bad = bad.or(Some(why)),
-            }
-        }
-        let signers: BTreeSet<_> = good.iter().map(|by| by.signer.as_str()).collect();
-        if signers.len() >= needed {
-            return Ok(good);
-        }
-        match bad {
-            Some(why) if good.is_empty() => Err(why),
-            _ if self.signatures.is_empty() => {
-                let message = "nobody has signed it; `portcullis policy sign` does";
-                Err(("unsigned", message.into()))
-            }
-            _ => Err((
-                "too-few-signatures",
-                format!(
-                    "{} of the {needed} signers that the policy asks for have signed it",
-                    signers.len()
-                ),
-            )),
-        }
+        let signatures: Vec<_> = self
+            .signatures
+            .iter()
+            .map(|(form, range)| (*form, &self.bytes[range.clone()]))
+            .collect();
+        verify_signatures(trust, needed, self.signed_bytes(), &signatures, now)
     }
 
     /// Whether it is for this device and this time. Returns what is odd and no reason to refuse it.
@@ -287,6 +260,55 @@ impl Bundle {
         }
         File::open(folder)?.sync_all()?;
         Ok(folder.join(POLICY))
+    }
+}
+
+/// Who signed this, if that is enough: `needed` different signers who may sign policies.
+///
+/// # Errors
+/// If it is not, with what is wrong with the first signature that does not count.
+pub fn verify_signatures(
+    trust: &PolicyTrust,
+    needed: usize,
+    content: &[u8],
+    signatures: &[(Form, &[u8])],
+    now: Option<Timestamp>,
+) -> Result<Vec<SignedBy>, Why> {
+    if !trust.signs_policies() {
+        let message = "the policy in force lets nobody sign policies; name somebody in it with \
+                       [[signer]] and signs = [\"policy\"]";
+        return Err(("no-signers", message.into()));
+    }
+    let (mut good, mut bad) = (Vec::new(), None);
+    for (form, signature) in signatures {
+        let verified = match form {
+            Form::Cms => trust.verify_cms(content, signature, Signs::POLICY, now),
+            Form::Raw => trust.verify_raw(content, signature, Signs::POLICY, now),
+        };
+        match verified {
+            Ok(by) => good.extend(by),
+            Err(why) => bad = bad.or(Some(why)),
+        }
+    }
+    // Two keys of one signer are one, and so is one key that the policy has under two names.
+    let (mut names, mut keys, mut signers) = (BTreeSet::new(), BTreeSet::new(), 0);
+    for SignedBy { signer, key, .. } in &good {
+        let is_new_name = names.insert(signer.as_str());
+        signers += usize::from(keys.insert(key.as_str()) && is_new_name);
+    }
+    if signers >= needed {
+        return Ok(good);
+    }
+    match bad {
+        Some(why) if good.is_empty() => Err(why),
+        _ if signatures.is_empty() => {
+            let message = "nobody has signed it; `portcullis policy sign` does";
+            Err(("unsigned", message.into()))
+        }
+        _ => Err((
+            "too-few-signatures",
+            format!("{signers} of the {needed} signers that the policy asks for have signed it"),
+        )),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Policies: what operators write, and what it compiles to.
 
+pub mod break_glass;
 pub mod bundle;
 pub mod diagnostic;
 pub mod manifest;

@@ -1,5 +1,6 @@
 //! The agent's loop: reads the ring, answers requests, watches over the gates.
 
+mod break_glass;
 mod push;
 pub(crate) mod reload;
 mod requests;
@@ -164,6 +165,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 agent.read_catalogs(prepare.clone());
             }
             Some(done) = prepared.recv() => agent.take_prepared(done),
+            () = agent.deployment.glass_over() => agent.mend_glass(),
             () = agent.deployment.over() => {
                 agent.give_up_trial("nobody has confirmed it in time");
             }

@@ -119,6 +119,22 @@ fn as_many_signers_as_are_asked_for() {
 }
 
 #[test]
+fn one_key_under_two_names_is_one_signer() {
+    let lab = Lab::new();
+    let text = fs::read_to_string(lab.file()).expect("readable");
+    // Ann's key as a certificate's would be: the same key, another name, another form of signature.
+    fs::write(lab.file(), text.replace("key = \"bob.pub\"", "key = [\"bob.pub\", \"ann.pub\"]"))
+        .expect("written");
+    let policy = Policy::load(&lab.file(), &ProgressBar::hidden()).expect("a good policy");
+    let bundle = lab.signed(&lab.build(&Options::default()), &[0]);
+    let reason = |bundle: &Bundle| {
+        bundle.verify(&policy.trust, 2, None).map(drop).map_err(|(reason, _)| reason)
+    };
+    assert_eq!(reason(&bundle), Err("too-few-signatures"));
+    assert_eq!(reason(&lab.signed(&bundle, &[1])), Ok(()));
+}
+
+#[test]
 fn no_byte_can_be_changed() {
     let lab = Lab::new();
     let good = lab.signed(&lab.build(&Options::default()), &[0]);

@@ -44,8 +44,18 @@ pub(super) struct Deployment {
     /// Whose signatures the next bundle needs, and how many.
     operators: (PolicyTrust, usize),
     trial: Option<Running>,
+    /// A token that lifts enforcement.
+    pub(super) glass: Option<Glass>,
     /// Whether a bundle is being looked at. One at a time, or two could each be the newest.
     busy: bool,
+}
+
+/// Enforcement that is lifted.
+pub(super) struct Glass {
+    /// Until when.
+    pub(super) until: Instant,
+    /// The mode from then on.
+    pub(super) then: Mode,
 }
 
 /// A trial that runs.
@@ -75,7 +85,7 @@ struct Look {
 impl Deployment {
     pub(super) fn new(store: Store, given: PathBuf, told: Option<Mode>, policy: &Policy) -> Self {
         let operators = operators_of(policy);
-        Self { store, given, told, operators, trial: None, busy: false }
+        Self { store, given, told, operators, trial: None, glass: None, busy: false }
     }
 
     /// When what is tried is taken back; never if nothing is.
@@ -84,6 +94,27 @@ impl Deployment {
             Some(trial) => tokio::time::sleep_until(trial.until).await,
             None => std::future::pending().await,
         }
+    }
+
+    /// When enforcement is in force again; never if no token lifts it.
+    pub(super) async fn glass_over(&self) {
+        match &self.glass {
+            Some(glass) => tokio::time::sleep_until(glass.until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whose signatures count, and how many are needed.
+    pub(super) fn operators(&self) -> &(PolicyTrust, usize) {
+        &self.operators
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) fn set_store(&mut self, store: Store) {
+        self.store = store;
     }
 
     /// The policy file that the agent was given.
@@ -122,8 +153,9 @@ fn no(message: impl Into<String>) -> Refusal {
     Refusal { code: 1, message: message.into() }
 }
 
-fn because((reason, message): Why) -> Refusal {
-    no(format!("the bundle is refused ({reason}): {message}; the policy before stays in force"))
+/// A refusal that says by its word why.
+pub(super) fn because((reason, message): Why) -> Refusal {
+    no(format!("refused ({reason}): {message}; the policy before stays in force"))
 }
 
 fn stays(error: &dyn std::fmt::Display) -> Refusal {
@@ -250,6 +282,8 @@ impl Agent {
         match done {
             Ok(answer) => json(&answer),
             Err(refusal) => {
+                // A copy may be there already.
+                self.deployment.store.clean();
                 let message = refusal.message.clone();
                 self.tell_bundle("refused", None, Vec::new(), Some(message), None);
                 Answer::Refused(refusal)
@@ -306,7 +340,11 @@ impl Agent {
         self.deployment.store = next;
         self.deployment.store.clean();
         self.deployment.operators = operators;
-        self.change_mode(mode);
+        match &mut self.deployment.glass {
+            // Whoever lifted enforcement stands in front of the device and needs the rest of the time.
+            Some(glass) => glass.then = mode,
+            None => self.change_mode(mode),
+        }
         self.take_checks(vec![self.deployment.store.check(self.deployment.given())]);
         Ok(self.view().id.clone())
     }

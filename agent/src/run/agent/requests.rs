@@ -43,6 +43,10 @@ impl Agent {
                     self.look_what_runs(Request::Mode { mode, skip_preflight }, answer);
                     return None;
                 }
+                Some(Mode::Audit) => match self.may_lift() {
+                    Ok(()) => self.set_mode(Mode::Audit, Vec::new()),
+                    Err(refusal) => Answer::Refused(refusal),
+                },
                 Some(mode) => match found_out {
                     Some(FoundOut::InUse(in_use)) => self.set_mode(mode, in_use),
                     _ => self.set_mode(mode, Vec::new()),
@@ -62,6 +66,7 @@ impl Agent {
                     return None;
                 }
             },
+            Request::BreakGlass { token } => self.break_glass(&token),
             Request::Confirm => self.confirm(),
             Request::Rollback { cause } => match found_out {
                 Some(FoundOut::Policy(read)) => self.roll_back(read, cause),
@@ -147,6 +152,9 @@ impl Agent {
             self.gates.set_mode(mode);
             let policy = self.view().id.clone();
             self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
+        }
+        if mode == Mode::Enforce {
+            self.glass_is_whole();
         }
     }
 

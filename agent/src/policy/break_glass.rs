@@ -1,0 +1,242 @@
+//! Tokens that lift enforcement on one device, once, for some minutes: for the technician who stands in
+//! front of it and has no way to push a policy.
+
+use jiff::Timestamp;
+use portcullis_common::Digest;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    bundle::{Device, Form, verify_signatures},
+    manifest::is_name,
+    trust::{PolicyTrust, Why},
+};
+use crate::{artifact::digest, catalog::SignedBy};
+
+/// Version of the form.
+const FORM: u32 = 1;
+
+/// What comes before a claim where it is signed, so that a signature on something else is none on it.
+const SIGNED_AS: &[u8] = b"portcullis break-glass 1\n";
+
+/// Bytes of a token: three signatures with chains.
+pub const MAX_TOKEN: usize = 48 << 10;
+
+/// The longest that enforcement is lifted, in minutes.
+pub const MAX_MINUTES: u32 = 24 * 60;
+
+/// What a token is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// Version of this form.
+    pub portcullis_break_glass: u32,
+    /// The device's name.
+    pub device: String,
+    /// How long enforcement is lifted.
+    pub minutes: u32,
+    /// Until when it can be used.
+    pub valid_until: Timestamp,
+    /// What makes it another token than the last one.
+    pub nonce: String,
+}
+
+/// A claim with signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// What it is for.
+    pub claim: Claim,
+    signatures: Vec<Signature>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signature {
+    form: Form,
+    #[serde(with = "hex::serde")]
+    bytes: Vec<u8>,
+}
+
+impl Claim {
+    /// A claim that nobody has made before.
+    ///
+    /// # Errors
+    /// If the device or the time cannot be used, or the system gives no random numbers.
+    pub fn new(device: &str, minutes: u32, valid_until: Timestamp) -> Result<Self, String> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|error| format!("no random numbers: {error}"))?;
+        let claim = Self {
+            portcullis_break_glass: FORM,
+            device: device.to_owned(),
+            minutes,
+            valid_until,
+            nonce: hex::encode(nonce),
+        };
+        claim.check().map(|()| claim)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.portcullis_break_glass != FORM {
+            let found = self.portcullis_break_glass;
+            return Err(format!("it has form {found}, and this reads {FORM}"));
+        }
+        if !is_name(&self.device) {
+            return Err(format!("\"{}\" is no device's name", self.device.escape_debug()));
+        }
+        if !(1..=MAX_MINUTES).contains(&self.minutes) {
+            return Err(format!("it is for one to {MAX_MINUTES} minutes"));
+        }
+        Ok(())
+    }
+
+    /// What is signed.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        let mut bytes = SIGNED_AS.to_vec();
+        // Serialising strings and numbers to memory does not fail.
+        bytes.extend(serde_json::to_vec(self).unwrap_or_default());
+        bytes
+    }
+
+    /// Its identity, whoever signs it.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        let found: Digest = Sha256::digest(self.signed_bytes()).into();
+        digest::format(&found)
+    }
+}
+
+impl Token {
+    /// A token that nobody has signed yet.
+    #[must_use]
+    pub fn unsigned(claim: Claim) -> Self {
+        Self { claim, signatures: Vec::new() }
+    }
+
+    /// Reads a token.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Why> {
+        let malformed = |what: String| ("malformed", format!("it is no token: {what}"));
+        if bytes.len() > MAX_TOKEN {
+            return Err(malformed(format!("more than {MAX_TOKEN} bytes")));
+        }
+        let token: Self =
+            serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        token.claim.check().map_err(malformed)?;
+        Ok(token)
+    }
+
+    /// Adds a signature over [`Claim::signed_bytes`].
+    pub fn add(&mut self, form: Form, bytes: Vec<u8>) {
+        let signature = Signature { form, bytes };
+        if !self.signatures.contains(&signature) {
+            self.signatures.push(signature);
+        }
+    }
+
+    /// Who signed it, if that is enough and it is for this device and this time. Without a clock the time
+    /// is not asked for: that it is used once is known all the same.
+    ///
+    /// # Errors
+    /// If it does not count here.
+    pub fn verify(
+        &self,
+        trust: &PolicyTrust,
+        needed: usize,
+        device: &Device,
+        now: Option<Timestamp>,
+    ) -> Result<Vec<SignedBy>, Why> {
+        let Claim { device: meant, valid_until, .. } = &self.claim;
+        let signatures: Vec<_> =
+            self.signatures.iter().map(|one| (one.form, one.bytes.as_slice())).collect();
+        let by = verify_signatures(trust, needed, &self.claim.signed_bytes(), &signatures, now)?;
+        if device.name.as_ref() != Some(meant) {
+            let message = format!("it is for device:{meant}, and this is {device}");
+            return Err(("other-device", message));
+        }
+        if now.is_some_and(|now| now >= *valid_until) {
+            return Err(("too-late", format!("it could be used until {valid_until}")));
+        }
+        Ok(by)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use indicatif::ProgressBar;
+
+    use super::*;
+    use crate::{
+        policy::Policy,
+        trust::{
+            key,
+            sign::{self, PrivateKey},
+        },
+    };
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    #[test]
+    fn it_counts_on_its_device_in_its_time_from_whom_the_policy_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let made = key::generate_ed25519().expect("random numbers");
+        fs::write(folder.path().join("ann.pub"), &made.public).expect("written");
+        let file = folder.path().join("p.toml");
+        let text = "name = \"p\"\nversion = 1\nmode = \"audit\"\n[[signer]]\nname = \"ann\"\n\
+                    slot = \"operator\"\nkey = \"ann.pub\"\nsigns = [\"policy\"]\n";
+        fs::write(&file, text).expect("written");
+        let trust = Policy::load(&file, &ProgressBar::hidden()).expect("a good policy").trust;
+        let ann = PrivateKey::read(made.private.as_bytes()).expect("a key");
+        let until = at("2026-12-01T00:00:00Z");
+        let claim = Claim::new("pump-3", 30, until).expect("good");
+        let sign = |claim: &Claim| {
+            let mut token = Token::unsigned(claim.clone());
+            let made = sign::raw(&ann, &claim.signed_bytes()).expect("Ed25519");
+            token.add(Form::Raw, made.into());
+            token
+        };
+        let device = Device { name: Some("pump-3".into()), groups: Vec::new() };
+        let reason = |token: &Token, needed, device: &Device, now| {
+            token.verify(&trust, needed, device, now).err().map(|(reason, _)| reason)
+        };
+        let (good, early) = (sign(&claim), Some(at("2026-11-30T00:00:00Z")));
+        let again = Token::parse(&serde_json::to_vec(&good).expect("text")).expect("a token");
+        assert_eq!(again, good);
+        assert_eq!(reason(&good, 1, &device, early), None);
+        assert_eq!(reason(&good, 1, &device, None), None);
+        assert_eq!(reason(&good, 2, &device, early), Some("too-few-signatures"));
+        assert_eq!(reason(&good, 1, &device, Some(until)), Some("too-late"));
+        assert_eq!(reason(&good, 1, &Device::default(), early), Some("other-device"));
+        assert_eq!(reason(&Token::unsigned(claim.clone()), 1, &device, early), Some("unsigned"));
+        // Nothing of the claim can be changed.
+        let mut longer = good.clone();
+        longer.claim.minutes = 31;
+        assert_eq!(reason(&longer, 1, &device, early), Some("bad-signature"));
+        // The same words without what comes before them are no token.
+        let mut bare = Token::unsigned(claim.clone());
+        let words = serde_json::to_vec(&claim).expect("text");
+        bare.add(Form::Raw, sign::raw(&ann, &words).expect("Ed25519").into());
+        assert_eq!(reason(&bare, 1, &device, early), Some("bad-signature"));
+        assert_ne!(Claim::new("pump-3", 30, until).expect("good").sha256(), claim.sha256());
+    }
+
+    #[test]
+    fn what_is_no_token_is_told() {
+        let until = at("2026-12-01T00:00:00Z");
+        for minutes in [0, MAX_MINUTES + 1] {
+            assert!(Claim::new("pump-3", minutes, until).is_err(), "{minutes}");
+        }
+        assert!(Claim::new("a b", 1, until).is_err());
+        for text in ["", "{}", "[]", "{\"claim\":1,\"signatures\":[]}", "\u{0}"] {
+            assert_eq!(Token::parse(text.as_bytes()).expect_err(text).0, "malformed");
+        }
+        assert_eq!(Token::parse(&vec![b' '; MAX_TOKEN + 1]).expect_err("long").0, "malformed");
+    }
+}

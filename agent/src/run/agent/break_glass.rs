@@ -1,0 +1,109 @@
+//! Lifts enforcement for some minutes, for whoever holds a signed token.
+
+use std::{path::Path, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use portcullis_common::Mode;
+use tokio::time::Instant;
+
+use super::{
+    Agent,
+    push::{Glass, because},
+};
+use crate::{
+    catalog::SignedBy,
+    control::{Refusal, server::Answer, server::json},
+    event::{Body, GlassChange},
+    kernel::check::Check,
+    policy::{
+        break_glass::Token,
+        bundle::{DEVICE_FILE, Device},
+        trust::Why,
+    },
+    run::catalogs,
+};
+
+const ID: &str = "break-glass";
+const TITLE: &str = "nobody has lifted enforcement";
+
+impl Agent {
+    /// Does what a token says, or says why not.
+    pub(super) fn break_glass(&mut self, text: &str) -> Answer {
+        match self.take_token(text) {
+            Ok(until) => json(&serde_json::json!({ "mode": "audit", "until": until })),
+            Err(why) => {
+                self.tell_glass("refused", Vec::new(), None, Some(why.1.clone()));
+                Answer::Refused(because(why))
+            }
+        }
+    }
+
+    fn take_token(&mut self, text: &str) -> Result<Timestamp, Why> {
+        let token = Token::parse(text.as_bytes())?;
+        let device = Device::read(Path::new(DEVICE_FILE)).map_err(|error| ("device", error))?;
+        let now = catalogs::now();
+        let (trust, needed) = self.deployment.operators();
+        let by = token.verify(trust, *needed, &device, now)?;
+        if self.mode() != Mode::Enforce {
+            return Err((
+                "not-enforcing",
+                "enforcement is not in force, so there is nothing to lift".into(),
+            ));
+        }
+        // On the disk before it counts, so that it counts once.
+        let next = self.deployment.store().with_used(token.claim.sha256())?;
+        next.write().map_err(|error| ("state", error.to_string()))?;
+        self.deployment.set_store(next);
+        let minutes = u64::from(token.claim.minutes);
+        let span = SignedDuration::from_mins(i64::from(token.claim.minutes));
+        let until = Timestamp::now().checked_add(span).unwrap_or(Timestamp::MAX);
+        let ends = Instant::now() + Duration::from_secs(minutes * 60);
+        self.deployment.glass = Some(Glass { until: ends, then: Mode::Enforce });
+        self.change_mode(Mode::Audit);
+        let signers: Vec<_> = by.iter().map(|by| by.signer.as_str()).collect();
+        let found = format!(
+            "lifted until {until:.0} by a token that {} signed: nothing is refused",
+            signers.join(" and ")
+        );
+        let mend = "portcullis mode enforce ends it now";
+        self.take_checks(vec![Check::failed(ID, TITLE, found, mend)]);
+        self.tell_glass("lifted", by, Some(until), None);
+        Ok(until)
+    }
+
+    /// The time is over.
+    pub(super) fn mend_glass(&mut self) {
+        let then = self.deployment.glass.as_ref().map_or(Mode::Enforce, |glass| glass.then);
+        self.change_mode(then);
+        self.glass_is_whole();
+    }
+
+    /// The policy decides again, because the time is over or somebody has ended it.
+    pub(super) fn glass_is_whole(&mut self) {
+        if self.deployment.glass.take().is_some() {
+            self.take_checks(vec![Check::ok(ID, TITLE, "the policy decides again")]);
+            self.tell_glass("over", Vec::new(), None, None);
+        }
+    }
+
+    fn tell_glass(
+        &mut self,
+        state: &'static str,
+        signed: Vec<SignedBy>,
+        until: Option<Timestamp>,
+        message: Option<String>,
+    ) {
+        let change = GlassChange { state, signed, until, message };
+        self.recorder.record(Body::BreakGlass(Box::new(change)));
+    }
+
+    /// What came signed is not lifted by whoever is root.
+    pub(super) fn may_lift(&self) -> Result<(), Refusal> {
+        if self.mode() == Mode::Enforce && self.deployment.store().in_force().is_some() {
+            let message = "the policy came in a signed bundle, and what lifts it must be signed too: push \
+                           a policy with mode = \"audit\", or use a token (`portcullis break-glass`)";
+            return Err(Refusal { code: 1, message: message.into() });
+        }
+        Ok(())
+    }
+}
