@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod cli;
 pub mod control;
 pub mod deployment;
+mod durable;
 pub mod event;
 pub mod import;
 pub mod kernel;

@@ -268,27 +268,23 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
 
 /// Runs one machine, once more if it was frozen, and returns how many scenarios failed.
 fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
-    match run_machine(built, files, batch) {
-        Outcome::Done(failed) => failed,
-        Outcome::Frozen(left) => {
-            let names = left;
-            let shown = format!(
-                "   {:>6} NOTE   the emulator froze without a word; once more: {names:?}\n",
-                batch.kernel.name
-            );
-            let _ = std::io::stdout().write_all(shown.as_bytes());
-            let again = Batch { kernel: batch.kernel, machine: batch.machine.clone(), names };
-            match run_machine(built, files, &again) {
-                Outcome::Done(failed) => failed,
-                Outcome::Frozen(left) => {
-                    let shown =
-                        format!("   {:>6} FAILED {left:?}: frozen again\n", batch.kernel.name);
-                    let _ = std::io::stdout().write_all(shown.as_bytes());
-                    left.len().max(1)
-                }
-            }
+    let Batch { kernel, machine, names } = batch;
+    let mut names = names.clone();
+    for last_attempt in [false, true] {
+        let batch = Batch { kernel, machine: machine.clone(), names };
+        match run_machine(built, files, &batch) {
+            Outcome::Done(failed) => return failed,
+            Outcome::Frozen(left) => names = left,
         }
+        let what = if last_attempt {
+            "FAILED the emulator froze again"
+        } else {
+            "NOTE   the emulator froze without a word; once more"
+        };
+        let shown = format!("   {:>6} {what}: {names:?}\n", kernel.name);
+        let _ = std::io::stdout().write_all(shown.as_bytes());
     }
+    names.len().max(1)
 }
 
 /// How a machine came out.

@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::durable;
 
 /// A catalog that was in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,17 +90,11 @@ impl Versions {
     /// # Errors
     /// If the folder cannot be written.
     pub fn store(&self) -> Result<(), VersionsError> {
-        let store = || -> io::Result<()> {
-            let folder = self.file.parent().unwrap_or(Path::new("."));
-            fs::create_dir_all(folder)?;
-            let mut new = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer_pretty(&mut new, &self.seen)?;
-            new.write_all(b"\n")?;
-            new.as_file().sync_all()?;
-            new.persist(&self.file)?;
-            fs::File::open(folder)?.sync_all()
-        };
-        store().map_err(|source| VersionsError::File { file: self.file.clone(), source })
+        let stored = durable::replace(&self.file, |out| {
+            serde_json::to_writer_pretty(&mut *out, &self.seen)?;
+            out.write_all(b"\n")
+        });
+        stored.map_err(|source| VersionsError::File { file: self.file.clone(), source })
     }
 }
 

@@ -6,19 +6,14 @@ use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{
-    BAD_INPUT, OrExit, Outcome,
-    catalog::{certificate, explained, load},
-    output,
-    scan::write_file,
-};
+use super::{BAD_INPUT, OrExit, Outcome, output, scan::write_file, signing};
 use crate::{
     control::{Request, client},
     policy::{
         break_glass::{Claim, MAX_TOKEN, Token},
         bundle::Form,
     },
-    trust::sign::{self, Content, PrivateKey},
+    trust::sign::Content,
 };
 
 #[derive(clap::Subcommand)]
@@ -51,12 +46,8 @@ pub struct MakeArgs {
 pub struct SignArgs {
     /// The token; the signature is put into it
     token: PathBuf,
-    /// The private key in PEM (PKCS#8, not encrypted)
-    #[arg(long, value_name = "PEM")]
-    key: PathBuf,
-    /// The key's certificate: makes a CMS signature
-    #[arg(long, value_name = "PEM")]
-    certificate: Option<PathBuf>,
+    #[command(flatten)]
+    with: signing::Args,
 }
 
 #[derive(clap::Args)]
@@ -101,21 +92,10 @@ fn read(path: &std::path::Path) -> Result<(String, Token), super::Failure> {
 
 fn sign(args: &SignArgs) -> Outcome {
     let (_, mut token) = read(&args.token)?;
-    let key = PrivateKey::read(&load(&args.key)?);
-    let key = key.map_err(|error| explained(&args.key, &error)).or_exit(BAD_INPUT)?;
-    let content = token.claim.signed_bytes();
-    let made = match &args.certificate {
-        None => sign::raw(&key, &content).map(|made| (Form::Raw, Vec::from(made))),
-        Some(path) => {
-            let made = sign::cms(&key, &certificate(path)?, &[], &content, Content::Detached);
-            made.map(|made| (Form::Cms, made))
-        }
-    };
-    let (form, signature) =
-        made.map_err(|error| explained(&args.key, &error)).or_exit(BAD_INPUT)?;
-    token.add(form, signature);
+    let made = args.with.sign(&token.claim.signed_bytes(), Content::Detached)?;
+    token.add(Form::of(made.is_cms), made.bytes);
     write(&args.token, &token)?;
-    output::note(&format!("{}: signed with {}", args.token.display(), key.public().kind()));
+    output::note(&format!("{}: signed with {}", args.token.display(), made.key));
     Ok(ExitCode::SUCCESS)
 }
 

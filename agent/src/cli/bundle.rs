@@ -11,12 +11,7 @@ use indicatif::ProgressBar;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{
-    BAD_INPUT, NO, OrExit, Outcome,
-    catalog::{certificate, explained, load},
-    output,
-    scan::write_file,
-};
+use super::{BAD_INPUT, NO, OrExit, Outcome, output, scan::write_file, signing};
 use crate::{
     artifact::digest,
     catalog::SignedBy,
@@ -26,7 +21,7 @@ use crate::{
         trust::Why,
     },
     run::catalogs,
-    trust::sign::{self, Content, PrivateKey},
+    trust::sign::Content,
 };
 
 #[derive(clap::Args)]
@@ -58,16 +53,8 @@ pub struct BuildArgs {
 pub struct SignArgs {
     /// The bundle; the signature is put into it
     bundle: PathBuf,
-    /// The private key in PEM (PKCS#8, not encrypted)
-    #[arg(long, value_name = "PEM")]
-    key: PathBuf,
-    /// The key's certificate: makes a CMS signature. Without it the signature is a raw one, which
-    /// only Ed25519 keys make
-    #[arg(long, value_name = "PEM")]
-    certificate: Option<PathBuf>,
-    /// A certificate between that one and the one that policies list; may be given several times
-    #[arg(long, value_name = "PEM", requires = "certificate")]
-    intermediate: Vec<PathBuf>,
+    #[command(flatten)]
+    with: signing::Args,
 }
 
 #[derive(clap::Args)]
@@ -133,23 +120,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), super::Failure> {
 
 pub fn sign(args: &SignArgs) -> Outcome {
     let bundle = read(&args.bundle)?;
-    let key = PrivateKey::read(&load(&args.key)?);
-    let key = key.map_err(|error| explained(&args.key, &error)).or_exit(BAD_INPUT)?;
-    let content = bundle.signed_bytes();
-    let made = match &args.certificate {
-        None => sign::raw(&key, content).map(|made| (Form::Raw, Vec::from(made))),
-        Some(path) => {
-            let own = certificate(path)?;
-            let between = args.intermediate.iter().map(|path| certificate(path));
-            let between = between.collect::<Result<Vec<_>, _>>()?;
-            let made = sign::cms(&key, &own, &between, content, Content::Detached);
-            made.map(|made| (Form::Cms, made))
-        }
-    };
-    let (form, signature) =
-        made.map_err(|error| explained(&args.key, &error)).or_exit(BAD_INPUT)?;
+    let made = args.with.sign(bundle.signed_bytes(), Content::Detached)?;
     let signed = bundle
-        .with_signature(form, &signature)
+        .with_signature(Form::of(made.is_cms), &made.bytes)
         .map_err(|(_, why)| anyhow!("{}: {why}", args.bundle.display()))
         .or_exit(BAD_INPUT)?;
     write(&args.bundle, &signed)?;
@@ -157,7 +130,7 @@ pub fn sign(args: &SignArgs) -> Outcome {
     output::note(&format!(
         "{}: signed with {}, {signatures} signatures",
         args.bundle.display(),
-        key.public().kind()
+        made.key
     ));
     Ok(ExitCode::SUCCESS)
 }

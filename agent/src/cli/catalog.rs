@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 
-pub(super) use sign::{certificate, explained, load};
+pub(super) use diff::Lines;
 
 use super::{BAD_INPUT, Failure, OrExit, Outcome};
 use crate::policy::manifest::{self, Manifest};

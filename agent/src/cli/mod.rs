@@ -15,6 +15,7 @@ mod policy_diff;
 mod push;
 mod run;
 mod scan;
+mod signing;
 mod status;
 mod stop;
 

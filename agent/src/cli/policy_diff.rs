@@ -12,16 +12,11 @@ use anyhow::{Context, anyhow};
 use portcullis_common::{Choices, Digest, Kinds, Rule};
 use serde::Serialize;
 
-use super::{BAD_INPUT, Failure, OrExit, Outcome, UNAVAILABLE, output};
+use super::{BAD_INPUT, Failure, OrExit, Outcome, UNAVAILABLE, catalog::Lines, output};
 use crate::{
     artifact::digest,
     event::human::Plain,
-    policy::{
-        Policy,
-        bundle::Bundle,
-        manifest::{kinds_words, path_in},
-        trust::describe,
-    },
+    policy::{Policy, bundle::Bundle, manifest::kinds_words, trust::describe},
 };
 
 #[derive(clap::Args)]
@@ -150,28 +145,25 @@ impl Side {
 /// Finds the paths of many lines without splitting a text anew for each.
 struct Places<'a> {
     side: &'a Side,
-    lines: BTreeMap<u16, Vec<&'a [u8]>>,
+    lines: BTreeMap<u16, Lines<'a>>,
 }
 
 impl<'a> Places<'a> {
     fn of(side: &'a Side) -> Self {
-        let split = |text: &'a Vec<u8>| text.split(|byte| *byte == b'\n').collect();
-        let lines = side.texts.iter().map(|(source, text)| (*source, split(text))).collect();
+        let lines = side.texts.iter().map(|(source, text)| (*source, Lines::of(text))).collect();
         Self { side, lines }
     }
 
     fn line(&self, digest: &Digest, rule: &Rule, kinds: Kinds) -> Line {
-        let index = (rule.line as usize).checked_sub(1);
-        let text = self.lines.get(&rule.source).zip(index).and_then(|(all, at)| all.get(at));
-        let path = text
-            .filter(|_| rule.source > 0)
-            .and_then(|line| path_in(line.strip_suffix(b"\r").unwrap_or(line)));
+        // The policy file itself is no list.
+        let list = self.lines.get(&rule.source).filter(|_| rule.source > 0);
+        let path = list.map(|lines| lines.path(rule.line)).unwrap_or_default();
         let file = self.side.policy.sources.get(usize::from(rule.source));
         let file = file.map(|file| file.strip_prefix(&self.side.folder).unwrap_or(file));
         Line {
             digest: digest::format(digest),
             kinds: kinds_words(kinds),
-            path: path.unwrap_or_default().to_string_lossy().into_owned(),
+            path,
             file: file.unwrap_or(Path::new("")).display().to_string(),
             line: rule.line,
         }

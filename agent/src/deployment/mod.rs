@@ -7,8 +7,7 @@
 mod start;
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +17,7 @@ use thiserror::Error;
 
 use crate::{
     artifact::digest,
+    durable,
     policy::{
         bundle::{Bundle, Manifest},
         trust::Why,
@@ -151,16 +151,6 @@ impl Store {
         self.state.trial.as_ref().map(|trial| &trial.bundle).or(self.state.confirmed.as_ref())
     }
 
-    /// What comes into force when what is in force is taken back.
-    #[must_use]
-    pub fn before(&self) -> Option<&Kept> {
-        if self.state.trial.is_some() {
-            self.state.confirmed.as_ref()
-        } else {
-            self.state.previous.as_ref()
-        }
-    }
-
     /// Whether this bundle may come into force after all that were.
     ///
     /// # Errors
@@ -201,16 +191,11 @@ impl Store {
     /// If the folder cannot be written; what is known on the disk is what it was.
     pub fn write(&self) -> Result<(), StoreError> {
         let path = self.folder.join(STATE);
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(&self.folder)?;
-            let mut new = tempfile::NamedTempFile::new_in(&self.folder)?;
-            serde_json::to_writer_pretty(&mut new, &self.state)?;
-            new.write_all(b"\n")?;
-            new.as_file().sync_all()?;
-            new.persist(&path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().map_err(|source| StoreError::File { path: path.clone(), source })
+        let written = durable::replace(&path, |out| {
+            serde_json::to_writer_pretty(&mut *out, &self.state)?;
+            out.write_all(b"\n")
+        });
+        written.map_err(|source| StoreError::File { path, source })
     }
 
     /// Takes a copy of a bundle that was read, so that it is still there after a restart, and returns
@@ -220,15 +205,8 @@ impl Store {
     /// If it cannot be written.
     pub fn keep(&self, bundle: &Bundle) -> Result<PathBuf, StoreError> {
         let path = self.path_of(&Kept::of(bundle));
-        let keep = || -> io::Result<()> {
-            fs::create_dir_all(&self.folder)?;
-            let mut new = tempfile::NamedTempFile::new_in(&self.folder)?;
-            new.write_all(bundle.bytes())?;
-            new.as_file().sync_all()?;
-            new.persist(&path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        keep().map_err(|source| StoreError::File { path: path.clone(), source })?;
+        durable::replace(&path, |out| out.write_all(bundle.bytes()))
+            .map_err(|source| StoreError::File { path, source })?;
         self.unpack(bundle)
     }
 
@@ -354,6 +332,11 @@ mod tests {
         Kept { sha256, policy: "p".into(), version, epoch }
     }
 
+    /// What comes into force when what is in force is taken back.
+    fn before(store: &Store) -> Option<Kept> {
+        store.taken_back().and_then(|store| store.in_force().cloned())
+    }
+
     fn until() -> Option<Timestamp> {
         Some(Timestamp::UNIX_EPOCH)
     }
@@ -378,7 +361,7 @@ mod tests {
         let store = empty().with(kept(0, 1), None);
         let trial = store.with(kept(0, 2), until());
         assert_eq!(trial.in_force(), Some(&kept(0, 2)));
-        assert_eq!(trial.before(), Some(&kept(0, 1)));
+        assert_eq!(before(&trial), Some(kept(0, 1)));
         let back = trial.taken_back().expect("there is a trial");
         assert_eq!(back.in_force(), Some(&kept(0, 1)));
         // It was accepted all the same, so what is older stays out.
@@ -386,7 +369,7 @@ mod tests {
         assert!(back.check_age(&kept(0, 2)).is_ok());
         let kept_on = trial.confirmed().expect("there is a trial");
         assert_eq!(kept_on.in_force(), Some(&kept(0, 2)));
-        assert_eq!(kept_on.before(), Some(&kept(0, 1)));
+        assert_eq!(before(&kept_on), Some(kept(0, 1)));
         assert!(kept_on.confirmed().is_none());
         // Twice back is the policy file, and three times is nothing.
         let twice = kept_on.taken_back().and_then(|store| store.taken_back()).expect("two");
@@ -398,9 +381,9 @@ mod tests {
     fn a_second_trial_goes_back_to_what_was_confirmed() {
         let store = empty().with(kept(0, 1), None);
         let second = store.with(kept(0, 2), until()).with(kept(0, 3), until());
-        assert_eq!(second.before(), Some(&kept(0, 1)));
+        assert_eq!(before(&second), Some(kept(0, 1)));
         let kept_on = second.confirmed().expect("a trial");
-        assert_eq!(kept_on.before(), Some(&kept(0, 1)));
+        assert_eq!(before(&kept_on), Some(kept(0, 1)));
     }
 
     #[test]

@@ -62,6 +62,14 @@ pub enum Form {
     Raw,
 }
 
+impl Form {
+    /// What a signature is that is CMS, or else raw.
+    #[must_use]
+    pub const fn of(is_cms: bool) -> Self {
+        if is_cms { Self::Cms } else { Self::Raw }
+    }
+}
+
 const FORMS: [(&str, Form); 2] = [(".p7s", Form::Cms), (".sig", Form::Raw)];
 
 /// A bundle that was read. Its parts are what its manifest says; who signed it is for

@@ -154,20 +154,25 @@ fn listed(file: &Path) -> Result<Listed, Failure> {
     Ok(Listed { name, version, entries, withdrawn })
 }
 
-/// A catalog's text by lines, for the paths in it.
-struct Lines<'a>(Vec<&'a [u8]>);
+/// A catalog's or manifest's text by lines, for the paths in it.
+pub(in crate::cli) struct Lines<'a>(Vec<&'a [u8]>);
 
 impl<'a> Lines<'a> {
-    fn of(bytes: &'a [u8]) -> Self {
+    pub(in crate::cli) fn of(bytes: &'a [u8]) -> Self {
         Self(bytes.split(|byte| *byte == b'\n').collect())
     }
 
-    fn line(&self, digest: &Digest, kinds: Kinds, number: u32) -> Line {
-        let line = self.0.get(number as usize - 1).copied().unwrap_or_default();
+    /// The path in a line, counted from 1; empty if there is none. What is not UTF-8 is replaced.
+    pub(in crate::cli) fn path(&self, number: u32) -> String {
+        let index = (number as usize).checked_sub(1);
+        let line = index.and_then(|index| self.0.get(index)).copied().unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let entry = line.strip_prefix(b"# withdrawn:").map_or(line, <[u8]>::trim_ascii_start);
-        let path = path_in(entry).unwrap_or_default();
-        let path = path.to_string_lossy().into_owned();
+        path_in(entry).unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    fn line(&self, digest: &Digest, kinds: Kinds, number: u32) -> Line {
+        let path = self.path(number);
         Line { digest: digest::format(digest), kinds: kinds_words(kinds), path }
     }
 }
