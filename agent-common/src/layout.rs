@@ -114,6 +114,8 @@ macro_rules! for_each_kernel_field {
                 TASK_STRUCT_TGID = task_struct . tgid;
                 TASK_STRUCT_COMM = task_struct . comm;
                 TASK_STRUCT_REAL_PARENT = task_struct . real_parent;
+                TASK_STRUCT_GROUP_LEADER = task_struct . group_leader;
+                TASK_STRUCT_START_BOOTTIME = task_struct . start_boottime;
                 TASK_STRUCT_MM = task_struct . mm;
                 MM_STRUCT_EXE_FILE = mm_struct . exe_file;
                 INODE_I_GENERATION = inode . i_generation;

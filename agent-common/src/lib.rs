@@ -10,6 +10,7 @@ mod event;
 mod layout;
 mod policy;
 mod script;
+mod usb;
 mod verdict;
 
 pub use device::{VerifiedDevice, tables};
@@ -24,6 +25,7 @@ pub use policy::{
     fsverity_key,
 };
 pub use script::{ARGUMENT_BYTES, ARGUMENTS, Arguments, Found, Name};
+pub use usb::Process;
 pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 
 /// Declares a fieldless enum whose values cross the kernel boundary as one byte, with the stable

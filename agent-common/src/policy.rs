@@ -141,6 +141,8 @@ impl Choices {
     pub const MOUNTED_DEVICES_CLOSED: Self = Self(1 << 3);
     /// The policy marks at least one program with [`Kinds::INTERPRETER`].
     pub const INTERPRETERS: Self = Self(1 << 4);
+    /// The policy says which USB devices come alive, and the agent sees to it.
+    pub const USB: Self = Self(1 << 5);
 
     /// Some rule denies a digest or marks a program, so that files are hashed even where their
     /// filesystem is trusted as a whole.

@@ -18,6 +18,9 @@ wire_enum! {
         Interpreter = 4 => "interpreter",
         /// opening a block device for writing under a mounted filesystem.
         Device = 5 => "device",
+        /// changing which USB devices come alive: writing to the kernel's switches in sysfs, or choosing a
+        /// configuration through a device file.
+        Usb = 6 => "usb",
     }
 }
 
@@ -55,6 +58,8 @@ wire_enum! {
         MountedDevice = 6 => "mounted-device",
         /// The policy trusts everything on this verified, read-only filesystem.
         VerifiedFilesystem = 7 => "verified-filesystem",
+        /// The agent decides which USB devices come alive, and nobody else.
+        UsbSwitch = 8 => "usb-switch",
 
         /// Somebody holds the file open for writing, so its digest would mean nothing.
         BeingWritten = 16 => "being-written",

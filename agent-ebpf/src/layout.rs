@@ -10,7 +10,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel},
 };
 use core::{ffi::c_void, mem::MaybeUninit};
-use portcullis_common::{NO_ENUMERATOR, ProgramKey, for_each_kernel_field};
+use portcullis_common::{NO_ENUMERATOR, Process, ProgramKey, for_each_kernel_field};
 
 macro_rules! globals {
     (
@@ -34,6 +34,11 @@ static FILENAME_NAME: Global<u32> = Global::new(0xffff);
 /// 1 if that address is in the kernel's memory.
 #[unsafe(no_mangle)]
 static NAME_IS_COPIED: Global<u32> = Global::new(0);
+
+/// Where `struct dentry` keeps a short name itself: `d_iname`, or from 6.15 `d_shortname`. Only the USB
+/// gate reads it.
+#[unsafe(no_mangle)]
+static DENTRY_SHORT_NAME: Global<u32> = Global::new(0xffff);
 
 /// Offset of the byte that holds the bit-field `linux_binprm.is_check` (from 6.14), and the bit.
 #[unsafe(no_mangle)]
@@ -193,6 +198,47 @@ pub unsafe fn started_by_script(bprm: *const c_void) -> bool {
     unsafe {
         load::<usize, _>(bprm, &LINUX_BINPRM_INTERP)
             != load::<usize, _>(bprm, &LINUX_BINPRM_FILENAME)
+    }
+}
+
+/// What a directory entry keeps of its name itself: the whole of it, with a zero after it, if it has
+/// fewer than 32 bytes. What follows the zero is undefined.
+///
+/// # Safety
+/// `dentry` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn short_name(dentry: *const Dentry) -> [u64; 4] {
+    // SAFETY: by the contract. As four words, to keep the loads few.
+    unsafe {
+        let at = dentry.byte_add(DENTRY_SHORT_NAME.load() as usize).cast::<u64>();
+        [
+            at.read_volatile(),
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+            at.add(3).read_volatile(),
+        ]
+    }
+}
+
+/// The entry of the folder that a directory entry lies in; a filesystem's root is its own.
+///
+/// # Safety
+/// `dentry` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn dentry_parent(dentry: *const Dentry) -> *const Dentry {
+    // SAFETY: by the contract.
+    unsafe { load(dentry, &DENTRY_D_PARENT) }
+}
+
+/// Id and start of the running process, and not of the thread of it.
+#[inline(always)]
+pub fn current_process() -> Process {
+    // SAFETY: the task is the current one, which always has a leader.
+    unsafe {
+        let task = current_task();
+        let leader: *const Task = load_of_task(task, &TASK_STRUCT_GROUP_LEADER);
+        let started: u64 = load_of_task(leader, &TASK_STRUCT_START_BOOTTIME);
+        Process { started: started / Process::TICK, pid: task_pid(task), reserved: 0 }
     }
 }
 

@@ -24,6 +24,7 @@ mod memory;
 mod names;
 mod overlay;
 mod report;
+mod usb;
 
 /// Dual-licensed, because the helpers used are for GPL-compatible programs only.
 #[unsafe(link_section = "license")]

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use portcullis_common::{
     Active, Arguments, Counter, DIGEST_LEN, Digest, Event, FILESYSTEM_IS_SERVED, Gate,
-    OverlayLayout, PATH_SHORT, ProgramKey, Rule, SLOTS, Verdict,
+    OverlayLayout, PATH_SHORT, Process, ProgramKey, Rule, SLOTS, Verdict,
 };
 
 use crate::instructions;
@@ -95,6 +95,10 @@ static TOLD: LruHashMap<ProgramKey, u64, 1024> = LruHashMap::new();
 /// those below them (the disk of a partition, the parts of a volume).
 #[btf_map]
 static MOUNTED_DEVICES: HashMap<u32, u8, 4096> = HashMap::new();
+
+/// The agent, which alone may change which USB devices come alive. Nobody, when it has died.
+#[btf_map]
+static USB_AGENT: Array<Process, 1> = Array::new();
 
 /// One number for each gate and [`Counter`].
 #[btf_map]
@@ -211,6 +215,15 @@ pub fn tell_once(program: &ProgramKey, generation: u64) -> bool {
 #[inline(always)]
 pub fn is_mounted_device(device: u32) -> bool {
     MOUNTED_DEVICES.get_ptr(&device).is_some()
+}
+
+/// Whether this process is the agent that these programs belong to.
+#[inline(always)]
+pub fn is_agent(process: Process) -> bool {
+    // SAFETY: points to a map value, which is written once, before the programs are attached.
+    USB_AGENT.get_ptr(0).is_some_and(|agent| unsafe {
+        (*agent).pid == process.pid && (*agent).started == process.started
+    })
 }
 
 /// Adds to one of the gate's numbers.

@@ -18,3 +18,4 @@ pub mod run;
 pub mod scan;
 mod sync;
 pub mod trust;
+pub mod usb;

@@ -131,8 +131,13 @@ fn bundles() {
     named("bundle");
 }
 
+#[test]
+fn usb_descriptors() {
+    named("usb");
+}
+
 /// So that none is forgotten here.
 #[test]
 fn there_are_no_others() {
-    assert_eq!(TARGETS.len(), 10);
+    assert_eq!(TARGETS.len(), 11);
 }

@@ -16,6 +16,11 @@ use portcullis::{
         Anchor, Certificate, PublicKey, Requirements, Revocations, Signer, Slot, Trust, cms, raw,
         sign::PrivateKey,
     },
+    usb::{
+        descriptors,
+        device::Device,
+        rules::{Interfaces, Pattern, rule_for},
+    },
 };
 use portcullis_common::Kinds;
 
@@ -28,7 +33,7 @@ pub struct Target {
 }
 
 /// Everything that is driven.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "policy", drive: policy },
     Target { name: "manifest", drive: manifest },
     Target { name: "cms", drive: cms },
@@ -39,6 +44,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "ima", drive: ima_attribute },
     Target { name: "module", drive: module_end },
     Target { name: "bundle", drive: bundle },
+    Target { name: "usb", drive: usb_descriptors },
 ];
 
 /// A policy's text. Every mistake has a place that is in the text.
@@ -52,6 +58,22 @@ fn policy(data: &[u8]) {
             assert!(mistake.column >= 1, "{mistake}");
         }
     }
+}
+
+/// What a USB device says of itself: whatever is read, a rule for exactly that lets it in, and one for less
+/// does not.
+fn usb_descriptors(data: &[u8]) {
+    let Ok(read) = descriptors::parse(data) else { return };
+    let listed: Vec<_> = read.interfaces.iter().map(|class| Pattern(class.0.map(Some))).collect();
+    let equals = |listed: &[Pattern]| {
+        let wanted = Interfaces { equals: Some(listed.to_vec()), ..Interfaces::default() };
+        wanted.matches(&read.interfaces)
+    };
+    if let Some((_, less)) = listed.split_last() {
+        assert!(equals(&listed) && !equals(less));
+    }
+    let device = Device { interfaces: read.interfaces.clone(), ..Device::default() };
+    assert_eq!(rule_for(&device).is_some(), !listed.is_empty());
 }
 
 /// A bundle: what is read is written back as the same, with and without one more signature.

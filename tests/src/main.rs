@@ -7,6 +7,7 @@ mod demo;
 mod dm;
 mod elf;
 mod events;
+mod gadget;
 mod init;
 mod mapping;
 mod raw;

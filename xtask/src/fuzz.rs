@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// What can be driven: the folders of `fuzz/seeds`, which `fuzz/src/targets.rs` has by these names.
-const TARGETS: [&str; 7] = ["policy", "manifest", "cms", "raw", "certificate", "key", "rotation"];
+const TARGETS: [&str; 8] =
+    ["policy", "manifest", "cms", "raw", "certificate", "key", "rotation", "usb"];
 
 /// What has the compiler count which way each input takes, and note what it compares.
 const INSTRUMENTED: [&str; 7] = [

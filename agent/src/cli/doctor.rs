@@ -123,6 +123,7 @@ fn prove(layout: &Layout, folder: &Path) -> anyhow::Result<Vec<Check>> {
         memfd_device: selftest::memfd_device()?,
         may_read_kernel: facts::may_read_kernel(),
         interpreters: true,
+        usb: true,
         log_level: 0,
     };
     let mut gates = Gates::load(layout, &settings)?;

@@ -18,6 +18,7 @@ mod scan;
 mod signing;
 mod status;
 mod stop;
+mod usb;
 
 use std::process::ExitCode;
 
@@ -61,6 +62,9 @@ enum Verb {
     Events(events::Args),
     /// Show what would happen to a file, and why
     Explain(explain::Args),
+    /// Look at USB devices, and let one in
+    #[command(subcommand)]
+    Usb(usb::Verb),
     /// Lift enforcement on a device for some minutes, with a signed token
     #[command(subcommand)]
     BreakGlass(break_glass::Verb),
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::status(&args),
         Verb::Events(args) => events::events(&args),
         Verb::Explain(args) => explain::explain(&args),
+        Verb::Usb(verb) => usb::usb(&verb),
         Verb::BreakGlass(verb) => break_glass::break_glass(&verb),
         Verb::Mode(args) => mode::mode(&args),
         Verb::Stop(args) => stop::stop(&args),

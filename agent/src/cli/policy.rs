@@ -15,7 +15,7 @@ use super::{
 use crate::{
     control::{ReloadAnswer, Request, client},
     event::human::Named,
-    policy::{Policy, trust::describe as describe_signers},
+    policy::{Policy, quoted, trust::describe as describe_signers},
 };
 
 #[derive(clap::Subcommand)]
@@ -192,9 +192,4 @@ fn relative(manifest: &Path, policy: &Path) -> anyhow::Result<PathBuf> {
     let folder =
         std::fs::canonicalize(folder).with_context(|| format!("no folder {}", folder.display()))?;
     Ok(full.strip_prefix(&folder).map(Path::to_owned).unwrap_or(full))
-}
-
-/// A TOML string. JSON's escapes are a subset of TOML's.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }

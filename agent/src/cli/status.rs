@@ -9,7 +9,7 @@ use super::{Failure, NO, Outcome, UNAVAILABLE, output};
 use crate::{
     catalog::Refused,
     control::{
-        BundleStatus, CatalogStatus, Request,
+        BundleStatus, CatalogStatus, Request, UsbStatus,
         client::{self, ClientError},
     },
     event::{PolicyId, human::Plain},
@@ -43,6 +43,8 @@ struct Page {
     reappraisal: Option<Pass>,
     #[serde(default)]
     bundle: Option<BundleStatus>,
+    #[serde(default)]
+    usb: Option<UsbStatus>,
     #[serde(default)]
     signers: Vec<String>,
     #[serde(default)]
@@ -133,6 +135,14 @@ fn show(page: &Page) -> String {
         ]);
     }
     let _ = writeln!(text, "{}\n", gates.trim_fmt());
+    let _ = match &page.usb {
+        None => writeln!(text, "usb: not in the policy, left alone"),
+        Some(UsbStatus { rules, allowed, held, would_hold, refused }) => writeln!(
+            text,
+            "usb: {rules} rules; {allowed} devices are in, {held} are held, {would_hold} would be held; \
+             {refused} attempts of others refused"
+        ),
+    };
     if let Some(BundleStatus { sha256, until, .. }) = &page.bundle {
         let _ = match until {
             None => writeln!(text, "from the signed bundle {sha256}"),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Failure, Outcome, output};
+use super::{Failure, OrExit, Outcome, UNAVAILABLE, output};
 use crate::{
     control::{
         Request,
@@ -14,6 +14,7 @@ use crate::{
     },
     kernel::hooks,
     run,
+    usb::hold,
 };
 
 #[derive(clap::Args)]
@@ -43,6 +44,8 @@ pub fn stop(_: &Args) -> Outcome {
         }
         sleep(Duration::from_millis(20));
     }
+    // Of an agent that has died; one that ran has done it itself.
+    hold::release_orphans().or_exit(UNAVAILABLE)?;
     output::print(&format!("{done}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     catalog::{Refused, SignedBy},
-    event::PolicyId,
+    event::{PolicyId, usb::UsbChange},
     kernel::check::Check,
     run::{preflight::InUse, reappraise::Pass, sink::SinkStatus},
 };
@@ -82,6 +82,13 @@ pub enum Request {
         /// The token's text.
         token: String,
     },
+    /// Every USB device, and what became of it.
+    Usb,
+    /// Let a USB device in until it is unplugged.
+    UsbAllowOnce {
+        /// Where it is plugged: `1-2`.
+        port: String,
+    },
     /// Take the gates down and end.
     Stop,
 }
@@ -134,12 +141,42 @@ pub struct Status {
     pub gates: Vec<GateStatus>,
     /// Where records go.
     pub sinks: Vec<SinkStatus>,
+    /// What became of USB devices; none if the policy says nothing about them.
+    pub usb: Option<UsbStatus>,
     /// Number of the latest record.
     pub events: u64,
     /// Resident memory of the agent in KiB.
     pub resident_kib: Option<u64>,
     /// The latest pass over what runs; none if none has ended.
     pub reappraisal: Option<Pass>,
+}
+
+/// What became of USB devices.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct UsbStatus {
+    /// How many rules the policy has for them.
+    pub rules: usize,
+    /// Devices that drivers may have.
+    pub allowed: usize,
+    /// Devices that they may not have.
+    pub held: usize,
+    /// Devices that they have because the mode is audit.
+    pub would_hold: usize,
+    /// Attempts of others to let devices in.
+    pub refused: u64,
+}
+
+/// The answer to a question for USB devices.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UsbAnswer {
+    /// The mode in force.
+    pub mode: String,
+    /// The policy in force.
+    pub policy: PolicyId,
+    /// Whether the policy says anything about USB.
+    pub judged: bool,
+    /// Every device, if it does.
+    pub devices: Vec<UsbChange>,
 }
 
 /// The bundle in force.

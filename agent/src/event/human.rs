@@ -27,6 +27,7 @@ impl fmt::Display for Line<'_> {
             Body::Catalog(change) => write_catalog(f, change),
             Body::BreakGlass(change) => write_glass(f, change),
             Body::Bundle(change) => write_bundle(f, change),
+            Body::Usb(change) => write!(f, "{change}"),
             Body::Signature(rejected) => write!(
                 f,
                 "signature on {} does not count ({}): {}",
@@ -128,6 +129,7 @@ fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Resul
         "memory" => ("making memory executable of", "made"),
         "interpreter" => ("interpreting of", "read"),
         "device" => ("writing to", "opened"),
+        "usb" => ("changing which USB devices come alive by", "written"),
         other => (other, "done"),
     };
     match artifact {
@@ -196,6 +198,7 @@ pub fn why(decision: &Decision) -> String {
         "anonymous-memory" => "the memory holds no file's content".into(),
         "changed-mapping" => "the mapping was changed since it was made, or could be".into(),
         "mounted-device" => "a mounted filesystem lies on it".into(),
+        "usb-switch" => "only the agent lets USB devices in".into(),
         "verified-filesystem" => format!("policy {policy} trusts its verified filesystem"),
         "no-file" => "the kernel is given bytes from memory, which cannot be identified".into(),
         "unknown-use" => "the kernel reads it for a purpose that this version does not know".into(),
@@ -210,6 +213,9 @@ pub fn why(decision: &Decision) -> String {
 
 /// What to do if the attempt was legitimate.
 fn mend(decision: &Decision) -> Option<String> {
+    if decision.reason == "usb-switch" {
+        return Some("to let a device in: `portcullis usb allow-once`, or add a rule".into());
+    }
     let kind = decision.wanted.first()?;
     match decision.reason {
         "unlisted" => Some(format!("to allow: list this digest with kinds = [\"{kind}\"]")),

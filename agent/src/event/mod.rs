@@ -6,6 +6,7 @@
 pub mod decode;
 pub mod enrich;
 pub mod human;
+pub mod usb;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,8 @@ pub enum Body {
     Bundle(Box<BundleChange>),
     /// A token lifted enforcement, or its time is over, or it was refused.
     BreakGlass(Box<GlassChange>),
+    /// A USB device came, went, or was judged.
+    Usb(Box<usb::UsbChange>),
     /// A file carries a signature that does not count.
     Signature(Box<SignatureRejected>),
     /// What signers vouch for has changed, and the policy with it.

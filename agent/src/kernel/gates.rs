@@ -12,8 +12,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use portcullis_common::{
-    Active, Arguments, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Rule,
-    SLOTS,
+    Active, Arguments, Counter, Digest, FILESYSTEM_IS_SERVED, Gate, Mode, OverlayLayout, Process,
+    Rule, SLOTS,
 };
 
 pub use crate::kernel::gates_error::GatesError;
@@ -29,6 +29,7 @@ use crate::{
         inherited::{self, Inherited},
         layout::{Hashing, Layout},
         pins::Pins,
+        process,
         records::Records,
         vouched::{Vouch, Vouched},
     },
@@ -51,6 +52,8 @@ pub struct Settings {
     pub may_read_kernel: bool,
     /// Whether the policy marks programs as interpreters.
     pub interpreters: bool,
+    /// Whether the policy says which USB devices come alive.
+    pub usb: bool,
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
@@ -66,6 +69,8 @@ pub struct Gates {
     ebpf: Ebpf,
     attached: Vec<(Hook, Attached)>,
     hooks: Vec<Hook>,
+    /// Why the USB gate is not there, although the policy asks for it.
+    usb_refused: Option<String>,
     active: ActiveWord,
     /// For each kind of filesystem that is served by somebody else: the slots whose policy trusts
     /// it, as bits.
@@ -113,11 +118,21 @@ impl Gates {
         let mut ebpf = loader.load(&calls::with_fsverity(OBJECT, layout.fsverity_call))?;
         inherited.complete(&mut ebpf)?;
         let btf = Btf::from_sys_fs()?;
-        let hooks = hooks_for(layout, settings);
-        for hook in &hooks {
-            let refused = |source| program_error(*hook, source);
-            program(&mut ebpf, *hook)?.load(hook.hook, &btf).map_err(refused)?;
+        let mut hooks = hooks_for(layout, settings);
+        let mut usb_refused = None;
+        for hook in hooks.clone() {
+            let refused = |source| program_error(hook, source);
+            match program(&mut ebpf, hook)?.load(hook.hook, &btf).map_err(refused) {
+                // The others hold without it, and the status page says so.
+                Err(error) if hook.gate == Some(Gate::Usb) => {
+                    hooks.retain(|hook| hook.gate != Some(Gate::Usb));
+                    usb_refused = Some(error.to_string());
+                }
+                loaded => loaded?,
+            }
         }
+        let mut agent: Array<_, Process> = take(&mut ebpf, "USB_AGENT")?;
+        agent.set(0, process::own().map_err(GatesError::Process)?, 0)?;
         let devices = if !settings.watch_devices {
             None
         } else if layout.can_watch_devices {
@@ -158,6 +173,7 @@ impl Gates {
             attached: Vec::new(),
             devices,
             hooks,
+            usb_refused,
             ebpf,
         })
     }
@@ -354,6 +370,12 @@ impl Gates {
         let mut programs = self.hooks.iter().filter(|hook| hook.gate == Some(gate));
         self.is_asked_for(gate)
             && programs.all(|program| self.attached.iter().any(|(hook, _)| hook == program))
+    }
+
+    /// Why there is no USB gate, although the policy asked for one when the programs were loaded.
+    #[must_use]
+    pub fn usb_refused(&self) -> Option<&str> {
+        self.usb_refused.as_deref()
     }
 
     /// Whether the devices of verified filesystems are watched.

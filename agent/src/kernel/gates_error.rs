@@ -53,6 +53,9 @@ pub enum GatesError {
     /// The map of verdicts could not be shared.
     #[error("sharing the map of verdicts failed: {0}")]
     Records(#[source] std::io::Error),
+    /// The programs could not be told who the agent is.
+    #[error("reading the agent's own start from /proc/self/stat failed: {0}")]
+    Process(#[source] std::io::Error),
     /// The kernel's log of the programs could not be read.
     #[error("the programs' own log cannot be read: {0}")]
     Log(String),

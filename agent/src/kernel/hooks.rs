@@ -28,7 +28,7 @@ pub const EARLY_INTERPRETER_GATE: &str = "gate_interpreter_early";
 
 /// The hooks in the order in which they are attached: what deletes verdicts comes before what
 /// makes them.
-const HOOKS: [Hook; 13] = [
+const HOOKS: [Hook; 15] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
@@ -37,6 +37,8 @@ const HOOKS: [Hook; 13] = [
     hook(EARLY_INTERPRETER_GATE, "file_open", Some(Gate::Interpreter)),
     hook("forget_process", "task_free", Some(Gate::Interpreter)),
     hook("note_program", "bprm_committed_creds", Some(Gate::Interpreter)),
+    hook("gate_usb", "file_permission", Some(Gate::Usb)),
+    hook("gate_usb_ioctl", "file_ioctl", Some(Gate::Usb)),
     hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
     hook("gate_kernel_read_file", "kernel_read_file", Some(Gate::Kernel)),
     hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
@@ -45,11 +47,13 @@ const HOOKS: [Hook; 13] = [
 ];
 
 /// The same where the agent hashes: nothing there can sleep.
-const APPRAISED_HOOKS: [Hook; 8] = [
+const APPRAISED_HOOKS: [Hook; 10] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
     hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
+    hook("gate_usb", "file_permission", Some(Gate::Usb)),
+    hook("gate_usb_ioctl", "file_ioctl", Some(Gate::Usb)),
     hook("gate_mapping_appraised", "mmap_file", Some(Gate::Mapping)),
     hook("gate_kernel_read_file_appraised", "kernel_read_file", Some(Gate::Kernel)),
     hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
@@ -70,6 +74,7 @@ pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
         "gate_interpreter" => interpreters && layout.has_file_post_open,
         EARLY_INTERPRETER_GATE => interpreters && !layout.has_file_post_open,
         _ if hook.gate == Some(Gate::Interpreter) => interpreters,
+        _ if hook.gate == Some(Gate::Usb) => settings.usb && layout.has_short_names,
         _ => true,
     };
     hooks.iter().filter(has).copied().collect()

@@ -57,6 +57,8 @@ pub struct Layout {
     /// Whether the LSM hook `file_post_open` exists (from 6.9): without it, a script that an
     /// interpreter opens cannot be hashed at that moment.
     pub has_file_post_open: bool,
+    /// Whether programs can read short names of files, by which the USB gate knows its switches.
+    pub has_short_names: bool,
     /// Whether a program is called for one task while it works for another on the same processor
     /// (before 5.12, from 6.2, and in later releases of 6.1).
     pub runs_when_busy: bool,
@@ -109,6 +111,10 @@ impl Layout {
         globals.push(("FSVERITY_IS_ASKED", u32::from(fsverity_call.is_some())));
         let opened_name = opened_name(&btf);
         globals.extend(opened_name.iter().flatten());
+        // By its newer name from 6.15.
+        let short_name =
+            btf.offset("dentry", "d_iname").or_else(|_| btf.offset("dentry", "d_shortname"));
+        globals.extend(short_name.iter().map(|offset| ("DENTRY_SHORT_NAME", *offset)));
         let hashing = if has_hash && btf.has_function("ima_file_check") {
             Hashing::Kernel
         } else {
@@ -122,6 +128,7 @@ impl Layout {
             fsverity_call,
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
+            has_short_names: short_name.is_ok(),
             has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
             hashing,
             // Since the counter came (5.12) and before this function was split off, every program

@@ -19,6 +19,7 @@ pub mod mountpoints;
 pub mod mounts;
 pub mod overlay;
 pub mod pins;
+mod process;
 pub mod records;
 pub mod selftest;
 pub mod verity;

@@ -24,6 +24,7 @@ use portcullis_common::{Choices, Digest, Kinds, Mode, Rule, fsverity_key};
 use crate::{
     catalog::SignedBy,
     kernel::vouched::{MAX_VOUCHED, Vouch},
+    usb,
 };
 use diagnostic::{Diagnostic, Diagnostics, Text};
 use merge::{Rules, choices_of};
@@ -68,6 +69,8 @@ pub struct Policy {
     pub signed_folders: Vec<PathBuf>,
     /// How many different signers a bundle needs to replace it.
     pub policy_signatures: usize,
+    /// Which USB devices come alive; none if the policy leaves that alone.
+    pub usb: Option<Arc<usb::rules::Rules>>,
 }
 
 impl Policy {
@@ -158,6 +161,7 @@ impl Policy {
             choices,
             signed_folders: source.signed,
             policy_signatures: source.policy_signatures,
+            usb: source.usb.map(Arc::new),
         })
     }
 
@@ -178,6 +182,7 @@ impl Policy {
             choices: Choices::NONE,
             signed_folders: Vec::new(),
             policy_signatures: 1,
+            usb: None,
         }
     }
 
@@ -219,6 +224,12 @@ impl Policy {
         let index = self.rules.binary_search_by(|(listed, _)| listed.cmp(digest)).ok()?;
         Some(self.rules[index].1)
     }
+}
+
+/// A TOML string. JSON's escapes are a subset of TOML's.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// Reads a whole file, if it is one and not too large.

@@ -2,6 +2,7 @@
 
 mod filesystem;
 mod signer;
+mod usb;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ use crate::{
         diagnostic::{Diagnostic, Diagnostics, Text, closest},
         manifest::{NAME_MAX, is_name},
     },
+    usb::rules::Rules,
 };
 
 /// What a policy file says.
@@ -53,6 +55,8 @@ pub struct Source {
     pub signed: Vec<PathBuf>,
     /// How many different signers a bundle needs to replace the policy.
     pub policy_signatures: usize,
+    /// Which USB devices come alive; none if the policy leaves that alone.
+    pub usb: Option<Rules>,
 }
 
 /// A manifest that belongs to a policy.
@@ -88,7 +92,7 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 13] = [
+const TOP_KEYS: [&str; 14] = [
     "name",
     "version",
     "mode",
@@ -102,6 +106,7 @@ const TOP_KEYS: [&str; 13] = [
     "revoke",
     "signed",
     "policy_signatures",
+    "usb",
 ];
 const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
@@ -191,7 +196,8 @@ impl Reader<'_> {
         let policy_signatures = get("policy_signatures")
             .and_then(|value| self.policy_signatures(value, &signers))
             .unwrap_or(1);
-        let mut choices = Choices::NONE;
+        let usb = get("usb").and_then(|value| self.usb(value));
+        let mut choices = if usb.is_some() { Choices::USB } else { Choices::NONE };
         for (key, known) in
             [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
         {
@@ -216,6 +222,7 @@ impl Reader<'_> {
             revoked: revoked.unwrap_or_default(),
             signed,
             policy_signatures,
+            usb,
         }
     }
 

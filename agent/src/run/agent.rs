@@ -5,6 +5,7 @@ mod push;
 pub(crate) mod reload;
 mod requests;
 mod switch;
+mod usb;
 
 use std::{
     collections::BTreeMap,
@@ -99,6 +100,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     let mut answered = watch_answers(&mut agent, warden);
     let (prepare, mut prepared) = mpsc::channel(1);
     agent.watch_catalogs(&Arc::new(base)).map_err(system("watching the folder of catalogs"))?;
+    let usb_rules = policy.usb.clone();
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);
     super::release_memory();
@@ -125,6 +127,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.tell_reverted(reverted.as_ref());
     agent.check_appraiser();
     agent.after_test(&test);
+    let watched = agent.judge_usb_by(usb_rules.as_ref());
+    watched.map_err(system("listening to the kernel for USB devices"))?;
 
     let cause = loop {
         tokio::select! {
@@ -159,6 +163,12 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 changed.map_err(system("watching for filesystems that are mounted"))?.clear_ready();
                 agent.note_mounts();
                 agent.refresh_devices()?;
+            }
+            told = usb::told(&mut agent.usb) => {
+                let told = told.map_err(system("listening to the kernel for USB devices"))?;
+                if told.usb || told.disk {
+                    agent.look_at_usb();
+                }
             }
             changed = changed(&mut agent.catalogs) => {
                 changed.map_err(system("watching the folder of catalogs"))?;
@@ -268,6 +278,8 @@ struct Agent {
     signatures: Option<Signatures>,
     /// Where it tells of those that do not count.
     tell_rejected: mpsc::Sender<SignatureRejected>,
+    /// What watches over USB devices, if the policy says anything about them.
+    usb: Option<usb::Usb>,
     health: Health,
     findings: reappraise::Findings,
     since: Timestamp,
@@ -310,6 +322,7 @@ impl Agent {
             appraiser: None,
             signatures: None,
             tell_rejected,
+            usb: None,
             health: Health::default(),
             findings: reappraise::Findings::default(),
             since: Timestamp::now(),
@@ -345,6 +358,10 @@ impl Agent {
     /// Audit ends with the agent, as nothing is left to report to. Enforcement goes on.
     fn stopped(&mut self, cause: &'static str) {
         let gates_stay = self.mode() == Mode::Enforce && self.pins.is_some() && !self.take_down;
+        // While the gate still lets the agent do it.
+        if !gates_stay {
+            self.leave_usb_alone();
+        }
         if let Some(pins) = self.pins.as_ref().filter(|_| !gates_stay)
             && let Err(error) = pins.remove()
         {
@@ -466,6 +483,7 @@ impl Agent {
             }
         }
         self.check_appraiser();
+        self.look_at_usb();
         // Other mount namespaces tell nobody.
         self.note_mounts();
         self.refresh_devices()?;

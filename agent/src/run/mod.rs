@@ -42,6 +42,10 @@ use crate::{
         selftest, verity,
     },
     policy::{Policy, diagnostic::Diagnostics, source::Signs},
+    usb::{
+        device::{DEVICES, Device},
+        preflight as preflight_usb,
+    },
 };
 
 use appraiser::Appraiser;
@@ -94,6 +98,9 @@ pub enum RunError {
         "policy {0} lists no digest, so enforcing it would stop everything; run it in audit mode first"
     )]
     EmptyPolicy(PathBuf),
+    /// A keyboard that is in use would be held.
+    #[error("{0}")]
+    UsbPreflight(String),
     /// What runs now would be stopped.
     #[error("{}", crate::control::preflight_refusal(.0).message)]
     Preflight(Vec<InUse>),
@@ -120,7 +127,7 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::EmptyPolicy(_) | Self::Preflight(_) => 1,
+            Self::EmptyPolicy(_) | Self::Preflight(_) | Self::UsbPreflight(_) => 1,
             Self::Policy(_) | Self::Events { .. } => 2,
             Self::Lock(_) | Self::Kernel(_) | Self::Gates(_) | Self::System { .. } => 3,
         }
@@ -216,6 +223,7 @@ fn start(
         if !refused.is_empty() {
             return Err(RunError::Preflight(refused));
         }
+        refuse_to_lock_out(&policy)?;
     }
     let mut sinks = vec![Sink::stdout()];
     if let Some(path) = &options.events {
@@ -289,6 +297,7 @@ fn start(
         may_read_kernel: facts::may_read_kernel(),
         interpreters: policy.choices.contains(Choices::INTERPRETERS)
             || policy.trust.kinds(Signs::CATALOG).intersects(Kinds::INTERPRETER),
+        usb: policy.usb.is_some(),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;
@@ -364,6 +373,19 @@ fn start(
         rejected,
         _lock: lock,
     })
+}
+
+/// A keyboard that works must not be taken away without a word. Other devices that nobody lists are no
+/// reason to have no gates at all; that they are held is told.
+fn refuse_to_lock_out(policy: &Policy) -> Result<(), RunError> {
+    let Some(rules) = &policy.usb else { return Ok(()) };
+    let mut lost = preflight_usb::lost(Path::new(DEVICES), rules);
+    lost.retain(Device::may_be_keyboard);
+    if lost.is_empty() {
+        Ok(())
+    } else {
+        Err(RunError::UsbPreflight(preflight_usb::refusal(&lost)))
+    }
 }
 
 /// What the policy would let files be used as because their device is verified, by device.

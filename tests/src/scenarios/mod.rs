@@ -32,6 +32,7 @@ mod scan;
 mod signatures;
 mod soak;
 mod soak_debian;
+mod usb;
 mod verified;
 mod victim;
 mod watchdog;
@@ -139,6 +140,8 @@ pub const ALL: &[Scenario] = &[
     usual("kernel-intake", attacks_kernel::others),
     usual("overlay", attacks_overlay::behind),
     usual("overlay-kept-descriptor", attacks_overlay::kept_descriptor),
+    usual("usb-held", usb::held),
+    usual("usb-guarded", usb::guarded),
     usual("mounted-devices", attacks_device::mounted),
     usual("events-flood", events_stream::flood),
     once("events-schema", events_stream::schema),

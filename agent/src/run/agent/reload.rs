@@ -160,6 +160,11 @@ impl Agent {
                     && !gates.is_asked_for(portcullis_common::Gate::Interpreter)
                 {
                     Some("marks interpreters, which needs gates")
+                } else if policy.usb.is_some()
+                    && !gates.is_asked_for(portcullis_common::Gate::Usb)
+                    && gates.usb_refused().is_none()
+                {
+                    Some("says which USB devices come alive, which needs a gate")
                 } else if !policy.verified_filesystems.is_empty() && !gates.watches_devices() {
                     Some("trusts verified filesystems, which needs a watch on devices")
                 } else if filesystems

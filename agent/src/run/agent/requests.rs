@@ -66,6 +66,8 @@ impl Agent {
                     return None;
                 }
             },
+            Request::Usb => self.usb_devices(),
+            Request::UsbAllowOnce { port } => self.allow_usb_once(&port),
             Request::BreakGlass { token } => self.break_glass(&token),
             Request::Confirm => self.confirm(),
             Request::Rollback { cause } => match found_out {
@@ -133,6 +135,10 @@ impl Agent {
                     "the policy lists no digest, so enforcing it would stop everything".into(),
                 );
             }
+            // None was looked at if the asker wants it whatever it stops.
+            if let Some(refusal) = self.usb_refusal().filter(|_| !in_use.is_empty()) {
+                return refuse(refusal);
+            }
             let refused = preflight::refused(
                 in_use,
                 |digest| self.gates.rule(digest).ok().flatten(),
@@ -152,6 +158,7 @@ impl Agent {
             self.gates.set_mode(mode);
             let policy = self.view().id.clone();
             self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
+            self.look_at_usb();
         }
         if mode == Mode::Enforce {
             self.glass_is_whole();
@@ -222,6 +229,7 @@ impl Agent {
             checks: self.health.checks().to_vec(),
             gates: gates.collect(),
             sinks: self.recorder.sinks().iter().map(sink::Sink::status).collect(),
+            usb: self.usb_status(),
             events: self.recorder.latest(),
             resident_kib: crate::run::resident_kib(),
             reappraisal: self.findings.latest.clone(),

@@ -115,8 +115,11 @@ impl Agent {
         self.signers = describe(&policy.trust.trust.signers);
         self.trusts_more = trusts_more(policy);
         self.trusted_filesystems.clone_from(&policy.trusted_filesystems);
-        let (policy, digests) = (self.view().id.clone(), self.digests);
-        self.recorder.record(Body::PolicyChanged { policy, digests, cause });
+        let (id, digests) = (self.view().id.clone(), self.digests);
+        self.recorder.record(Body::PolicyChanged { policy: id, digests, cause });
+        if let Err(error) = self.judge_usb_by(policy.usb.as_ref()) {
+            tracing::error!("USB devices are not watched: {error}");
+        }
         Ok(())
     }
 

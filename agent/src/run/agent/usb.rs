@@ -1,0 +1,211 @@
+//! The agent's part in what becomes of USB devices.
+
+use std::sync::Arc;
+
+use portcullis_common::{Counter, Gate, Mode};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Agent;
+use crate::{
+    control::{
+        Refusal, UsbAnswer, UsbStatus,
+        server::{Answer, json},
+    },
+    event::{Body, usb::UsbChange},
+    kernel::check::{Check, State},
+    run::backend::Backend,
+    usb::{
+        hold::Places,
+        keeper::{self, Keeper, Known},
+        preflight,
+        rules::Rules,
+        uevents::{Told, Uevents},
+    },
+};
+
+const HELD: &str = "usb";
+const HELD_TITLE: &str = "USB devices are held until the policy lets them in";
+const GUARD: &str = "usb-guard";
+const GUARD_TITLE: &str = "nobody but the agent lets USB devices in";
+const EARLY: &str = "usb-early";
+const EARLY_TITLE: &str = "USB devices are held before the agent starts";
+
+/// What watches over USB devices, if the policy says anything about them.
+pub(super) struct Usb {
+    keeper: Keeper,
+    /// Where the kernel tells that devices come and go.
+    uevents: AsyncFd<Uevents>,
+}
+
+/// Waits until the kernel has told of devices, for ever if nobody asks.
+pub(super) async fn told(usb: &mut Option<Usb>) -> std::io::Result<Told> {
+    let Some(usb) = usb else { return std::future::pending().await };
+    let mut ready = usb.uevents.readable_mut().await?;
+    let (told, more) = ready.get_inner().read()?;
+    if !more {
+        ready.clear_ready();
+    }
+    Ok(told)
+}
+
+impl Agent {
+    /// Begins to watch over USB devices, goes on by other rules, or leaves them alone from now on.
+    pub(super) fn judge_usb_by(&mut self, rules: Option<&Arc<Rules>>) -> std::io::Result<()> {
+        match (rules, &mut self.usb) {
+            (Some(rules), Some(usb)) => usb.keeper.judge_by(Arc::clone(rules)),
+            (Some(rules), None) => {
+                // SAFETY: the socket owns its descriptor and gives the same one at every call.
+                let uevents = unsafe {
+                    AsyncFd::register_with_interest(Uevents::listen()?, Interest::READABLE)
+                }?;
+                let keeper = Keeper::new(Places::default(), Arc::clone(rules));
+                self.usb = Some(Usb { keeper, uevents });
+            }
+            (None, _) => {
+                self.leave_usb_alone();
+                self.take_checks(vec![Check::ok(HELD, HELD_TITLE, NOT_ASKED)]);
+                return Ok(());
+            }
+        }
+        self.look_at_usb();
+        Ok(())
+    }
+
+    /// Gives USB back as it was found.
+    pub(super) fn leave_usb_alone(&mut self) {
+        if let Some(mut usb) = self.usb.take()
+            && let Err(error) = usb.keeper.release()
+        {
+            tracing::error!("USB is not as it was found: {error}");
+        }
+    }
+
+    /// Looks who is there, and tells what has changed.
+    pub(super) fn look_at_usb(&mut self) {
+        let mode = self.mode();
+        let Some(usb) = &mut self.usb else { return };
+        let changed = usb.keeper.look(mode);
+        usb.keeper.protect_disks();
+        self.tell_usb(&changed);
+        let checks = self.usb_checks();
+        self.take_checks(checks);
+    }
+
+    fn tell_usb(&mut self, changed: &[Known]) {
+        let Some(usb) = &self.usb else { return };
+        let rules = Arc::clone(usb.keeper.rules());
+        for known in changed {
+            let change = UsbChange::of(known, &rules, &self.view().id);
+            self.recorder.record(Body::Usb(Box::new(change)));
+        }
+    }
+
+    fn usb_checks(&self) -> Vec<Check> {
+        let Some(usb) = &self.usb else { return Vec::new() };
+        if self.mode() == Mode::Audit {
+            let ok = |id, title| Check::ok(id, title, "the mode is audit: it is only reported");
+            return vec![ok(HELD, HELD_TITLE), ok(GUARD, GUARD_TITLE), ok(EARLY, EARLY_TITLE)];
+        }
+        let held = match usb.keeper.trouble() {
+            None => Check::ok(HELD, HELD_TITLE, "the root hubs of all controllers hold them"),
+            Some(trouble) => {
+                let mend = "report it with the kernel's version and configuration";
+                Check::failed(HELD, HELD_TITLE, trouble, mend)
+            }
+        };
+        let early = if usb.keeper.holds_early() {
+            Check::ok(EARLY, EARLY_TITLE, "by the kernel's command line")
+        } else {
+            Check::bad(
+                State::Warning,
+                EARLY,
+                EARLY_TITLE,
+                "what is plugged in when the machine starts comes alive until the agent judges it",
+                "add usbcore.authorized_default=0 to the kernel's command line",
+            )
+        };
+        vec![held, self.usb_guard(), early]
+    }
+
+    /// Whether the gate stands. It is asked whenever the agent itself lets a device in.
+    fn usb_guard(&self) -> Check {
+        let found = match &self.gates {
+            Backend::Fanotify(_) => "this needs the kernel's own gates",
+            Backend::BpfLsm(gates) if gates.stands(Gate::Usb) => {
+                return Check::ok(GUARD, GUARD_TITLE, "the gate stands");
+            }
+            Backend::BpfLsm(gates) => gates.usb_refused().unwrap_or("this kernel has no such gate"),
+        };
+        Check::bad(
+            State::Warning,
+            GUARD,
+            GUARD_TITLE,
+            format!("whoever is root can let devices in: {found}"),
+            "use Linux 6.1 or later, with BPF among its security modules",
+        )
+    }
+
+    /// Why enforcing would take devices away that are in use, if it would.
+    pub(super) fn usb_refusal(&self) -> Option<String> {
+        let usb = self.usb.as_ref().filter(|_| self.mode() == Mode::Audit)?;
+        let lost = preflight::lost(&Places::default().devices, usb.keeper.rules());
+        (!lost.is_empty()).then(|| preflight::refusal(&lost))
+    }
+
+    /// What the status page says.
+    pub(super) fn usb_status(&self) -> Option<UsbStatus> {
+        let usb = self.usb.as_ref()?;
+        let count = |states: &[keeper::State]| {
+            usb.keeper.known().filter(|known| states.contains(&known.state)).count()
+        };
+        use keeper::State::{Allowed, Failed, Held, Rejected, WouldHold, WouldReject};
+        Some(UsbStatus {
+            rules: usb.keeper.rules().rules.len(),
+            allowed: count(&[Allowed]),
+            held: count(&[Held, Rejected, Failed]),
+            would_hold: count(&[WouldHold, WouldReject]),
+            refused: self.counter(Gate::Usb, Counter::Denied).unwrap_or_default(),
+        })
+    }
+
+    /// Every device, for `portcullis usb`.
+    pub(super) fn usb_devices(&mut self) -> Answer {
+        self.look_at_usb();
+        let (mode, policy) = (self.mode().word().to_owned(), self.view().id.clone());
+        let Some(usb) = &self.usb else {
+            return json(&UsbAnswer { mode, policy, judged: false, devices: Vec::new() });
+        };
+        let rules = usb.keeper.rules();
+        let change = |known: &Known| UsbChange::of(known, rules, &policy);
+        let devices = usb.keeper.known().map(change).collect();
+        json(&UsbAnswer { mode, policy: policy.clone(), judged: true, devices })
+    }
+
+    /// Lets a device in until it is unplugged.
+    pub(super) fn allow_usb_once(&mut self, port: &str) -> Answer {
+        let refuse = |code, message: String| Answer::Refused(Refusal { code, message });
+        if let Err(refusal) = self.may_lift() {
+            return Answer::Refused(refusal);
+        }
+        let mode = self.mode();
+        let Some(usb) = &mut self.usb else {
+            return refuse(1, "the policy says nothing about USB, so that nothing is held".into());
+        };
+        // One that came just now.
+        let new = usb.keeper.look(mode);
+        self.tell_usb(&new);
+        let Some(usb) = &mut self.usb else { return refuse(3, "the agent is ending".into()) };
+        let Some(known) = usb.keeper.allow_once(port, mode) else {
+            let message = format!(
+                "no USB device at {}; `portcullis usb list` shows those that are there",
+                port.escape_debug()
+            );
+            return refuse(2, message);
+        };
+        self.tell_usb(std::slice::from_ref(&known));
+        let Some(usb) = &self.usb else { return refuse(3, "the agent is ending".into()) };
+        json(&UsbChange::of(&known, usb.keeper.rules(), &self.view().id))
+    }
+}
+
+const NOT_ASKED: &str = "the policy says nothing about USB, and it is left alone";

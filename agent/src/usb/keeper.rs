@@ -1,0 +1,286 @@
+//! Who is there, what the policy says about them, and seeing to it.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use portcullis_common::Mode;
+
+use super::{
+    UsbError,
+    device::{Device, Folder, present},
+    hold::{Hold, Places, patiently},
+    rules::{Action, Rules, Verdict, decide},
+    storage::make_read_only,
+};
+
+/// Where the kernel shows disks.
+const DISKS: &str = "/sys/block";
+
+/// What became of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Drivers may have it.
+    Allowed,
+    /// It is there, and drivers may not have it.
+    Held,
+    /// It was thrown off the bus.
+    Rejected,
+    /// Audit mode: drivers have it; it would be held.
+    WouldHold,
+    /// Audit mode: drivers have it; it would be thrown off the bus.
+    WouldReject,
+    /// It was unplugged, or came anew.
+    Detached,
+    /// The kernel would not do what was decided.
+    Failed,
+}
+
+impl State {
+    /// The word for it in events and output.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Held => "held",
+            Self::Rejected => "rejected",
+            Self::WouldHold => "would-hold",
+            Self::WouldReject => "would-reject",
+            Self::Detached => "detached",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A device that is there.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What it is.
+    pub device: Device,
+    /// What the policy says.
+    pub verdict: Verdict,
+    /// What became of it.
+    pub state: State,
+    /// Somebody let it in until it is unplugged.
+    pub once: bool,
+    /// What the kernel said, if it would not do what was decided.
+    pub error: Option<String>,
+    /// Under which rules it was judged, counted by the keeper.
+    generation: u64,
+    /// In which mode.
+    mode: Mode,
+}
+
+/// Judges devices, and has the kernel do what was decided.
+pub struct Keeper {
+    hold: Hold,
+    rules: Arc<Rules>,
+    generation: u64,
+    known: BTreeMap<String, Known>,
+    /// What the kernel said, if devices that come are not held as they should be.
+    trouble: Option<String>,
+}
+
+impl Keeper {
+    /// Takes over from an agent before this one, if there was one; nothing is changed yet.
+    #[must_use]
+    pub fn new(places: Places, rules: Arc<Rules>) -> Self {
+        let (known, hold) = (BTreeMap::new(), Hold::new(places));
+        Self { hold, rules, generation: 1, known, trouble: None }
+    }
+
+    /// Judges by other rules at the next look.
+    pub fn judge_by(&mut self, rules: Arc<Rules>) {
+        if self.rules != rules {
+            self.rules = rules;
+            self.generation += 1;
+        }
+    }
+
+    /// By which rules is judged.
+    #[must_use]
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Every device that is there, as of the last look.
+    pub fn known(&self) -> impl Iterator<Item = &Known> {
+        self.known.values()
+    }
+
+    /// What keeps devices that come from being held, if anything does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Whether the kernel holds devices from the beginning, before any agent runs.
+    #[must_use]
+    pub fn holds_early(&self) -> bool {
+        self.hold.kernel_holds()
+    }
+
+    /// Looks who is there, judges who is new, and returns what has changed, those that went first.
+    pub fn look(&mut self, mode: Mode) -> Vec<Known> {
+        let switched = match mode {
+            Mode::Enforce => self.hold.hold().map(drop),
+            Mode::Audit => self.hold.release(),
+        };
+        self.trouble = switched.err().map(|error| error.to_string());
+        let devices = self.hold.places().devices.clone();
+        let ports = present(&devices).ports;
+        let mut changed = Vec::new();
+        self.known.retain(|port, known| {
+            let stays = ports.contains(port);
+            if !stays {
+                changed.push(detached(known));
+            }
+            stays
+        });
+        for port in ports {
+            // Whoever goes meanwhile is seen to be gone at the next look.
+            let Ok(folder) = Folder::open(&devices, &port) else { continue };
+            if self.is_settled(&port, &folder, mode) {
+                continue;
+            }
+            let Ok(device) = folder.read() else { continue };
+            let before = self.known.remove(&port);
+            let before = match before {
+                Some(known) if known.device.number != device.number => {
+                    changed.push(detached(&known));
+                    None
+                }
+                before => before,
+            };
+            let judged = self.judge(&folder, device, before.as_ref(), mode);
+            let is_news = before.is_none_or(|before| {
+                (before.state, before.verdict.reason, &before.error)
+                    != (judged.state, judged.verdict.reason, &judged.error)
+                    || before.device.configuration != judged.device.configuration
+                        && before.device.configuration.is_some()
+                    || before.device.authorized != judged.device.authorized
+            });
+            if is_news {
+                changed.push(judged.clone());
+            }
+            self.known.insert(port, judged);
+        }
+        changed
+    }
+
+    /// Keeps disks from writes that the policy lets in to be read only. They come a while after their
+    /// device was let in.
+    pub fn protect_disks(&self) {
+        for known in self.known.values() {
+            let rule = known.verdict.rule.and_then(|rule| self.rules.rules.get(rule));
+            let is_read_only = rule.is_some_and(|rule| rule.read_only);
+            if known.mode == Mode::Enforce && known.state == State::Allowed && is_read_only {
+                let done = make_read_only(Path::new(DISKS), &known.device.port);
+                if let Err(error) = done {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+    }
+
+    /// Lets a device in until it is unplugged, whatever the policy says. None if there is none.
+    pub fn allow_once(&mut self, port: &str, mode: Mode) -> Option<Known> {
+        let known = self.known.get_mut(port)?;
+        known.once = true;
+        // So that it is not settled.
+        known.generation = 0;
+        let changed = self.look(mode);
+        changed
+            .into_iter()
+            .rfind(|known| known.device.port == port)
+            .or_else(|| self.known.get(port).cloned())
+    }
+
+    /// Gives back everything as it was found.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn release(&mut self) -> Result<(), UsbError> {
+        self.hold.release()
+    }
+
+    /// Whether nothing has changed about the device at this port since it was judged.
+    fn is_settled(&self, port: &str, folder: &Folder, mode: Mode) -> bool {
+        let Some(known) = self.known.get(port) else { return false };
+        let same = |name, value: &str| folder.text(name).is_ok_and(|now| now == value);
+        let number = known.device.number.to_string();
+        let configuration = known.device.configuration.as_deref().unwrap_or_default();
+        known.generation == self.generation
+            && known.mode == mode
+            && same(c"devnum", &number)
+            && same(c"authorized", if known.device.authorized { "1" } else { "0" })
+            && same(c"bConfigurationValue", configuration)
+    }
+
+    fn judge(
+        &self,
+        folder: &Folder,
+        mut device: Device,
+        before: Option<&Known>,
+        mode: Mode,
+    ) -> Known {
+        let in_use = |rule| {
+            let lets_in = |known: &&Known| {
+                known.generation == self.generation
+                    && known.verdict.action == Action::Allow
+                    && known.verdict.rule == Some(rule)
+            };
+            self.known.values().filter(lets_in).count()
+        };
+        let mut verdict = decide(&device, &self.rules, in_use);
+        let once = before.is_some_and(|before| before.once);
+        if once {
+            verdict = Verdict { action: Action::Allow, reason: "allowed-once", rule: None };
+        }
+        let (mut state, done) = match (mode, verdict.action) {
+            (Mode::Enforce, Action::Allow) => {
+                (State::Allowed, authorize(folder, &mut device, true))
+            }
+            (Mode::Enforce, Action::Hold) => (State::Held, authorize(folder, &mut device, false)),
+            (Mode::Enforce, Action::Reject) => {
+                let held = authorize(folder, &mut device, false);
+                (State::Rejected, held.and_then(|()| folder.write(c"remove", "1")))
+            }
+            (Mode::Audit, action) => {
+                let state = match action {
+                    Action::Allow => State::Allowed,
+                    Action::Hold => State::WouldHold,
+                    Action::Reject => State::WouldReject,
+                };
+                // The kernel was told to hold devices, so that an agent can let them in. Once: who
+                // holds them after that has other reasons.
+                let is_ours = before.is_none_or(|before| before.mode != mode);
+                let done = if is_ours && self.hold.kernel_holds() {
+                    authorize(folder, &mut device, true)
+                } else {
+                    Ok(())
+                };
+                (state, done)
+            }
+        };
+        let error = done.err().map(|error| error.to_string());
+        if error.is_some() {
+            state = State::Failed;
+        }
+        // What drivers have now, so that this is not taken for a change by others.
+        if let Ok(configuration) = folder.text(c"bConfigurationValue") {
+            device.configuration = Some(configuration).filter(|value| !value.is_empty());
+        }
+        Known { device, verdict, state, once, error, generation: self.generation, mode }
+    }
+}
+
+fn authorize(folder: &Folder, device: &mut Device, allow: bool) -> Result<(), UsbError> {
+    if device.authorized != allow {
+        patiently(|| folder.write(c"authorized", if allow { "1" } else { "0" }))?;
+        device.authorized = allow;
+    }
+    Ok(())
+}
+
+fn detached(known: &Known) -> Known {
+    Known { state: State::Detached, ..known.clone() }
+}

@@ -1,0 +1,271 @@
+//! USB devices: only listed ones come alive.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::Path,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{base_policy, fresh};
+use crate::{
+    agent::{Agent, PATIENCE, Policy, expect, json},
+    events,
+    gadget::{DEVICES, Function, Gadget, prepare},
+};
+
+/// The stick of this serial number is listed, and nothing else.
+const LISTED: &str = "GOOD1";
+
+fn policy() -> Result<Policy> {
+    let policy = base_policy(&[])?;
+    policy.append(&format!(
+        "\n[usb]\n[[usb.allow]]\nid = \"0781:5581\"\nserial = \"{LISTED}\"\ninterfaces = [\"08:06:50\"]\nstorage = \"read-only\"\n"
+    ))?;
+    Ok(policy)
+}
+
+fn is_about(event: &Value, state: &str, serial: &str) -> bool {
+    event["type"] == "usb" && event["state"] == state && event["device"]["serial"] == serial
+}
+
+/// The switches that say what becomes of devices to come, with the module's parameter at the end.
+fn defaults() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(DEVICES)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("usb") {
+            found.push(
+                fs::read_to_string(entry.path().join("authorized_default"))?.trim().to_owned(),
+            );
+        }
+    }
+    found.push(fs::read_to_string(PARAMETER)?.trim().to_owned());
+    Ok(found)
+}
+
+const PARAMETER: &str = "/sys/module/usbcore/parameters/authorized_default";
+
+/// A26: unlisted devices, others of the same make, and those that show more than they should.
+pub fn held() -> Result<()> {
+    prepare()?;
+    let before = defaults()?;
+    let policy = policy()?;
+    // Every one of them comes alive without us.
+    let attacks: [(&str, &[Function], &[&str]); 4] = [
+        ("EVIL1", &[Function::Storage], &["usb-storage"]),
+        ("KEYS1", &[Function::Keyboard], &["usbhid"]),
+        ("BOTH1", &[Function::Storage, Function::Keyboard], &["usb-storage", "usbhid"]),
+        // The same number as the listed stick's.
+        (LISTED, &[Function::Storage, Function::Keyboard], &["usb-storage", "usbhid"]),
+    ];
+    let unlisted = |without: bool| -> Result<()> {
+        for (serial, functions, drivers) in attacks {
+            let mark = events::mark()?;
+            let gadget = Gadget::plug(serial, functions)?;
+            if without {
+                gadget.bound_to(drivers).context("without the agent")?;
+                continue;
+            }
+            gadget.never_bound()?;
+            let event = events::wait_for(mark, serial, |event| is_about(event, "held", serial))?;
+            ensure!(event["reason"] == "unlisted" && event["device"]["authorized"] == false);
+            ensure!(event["to_allow"].as_str().is_some_and(|rule| rule.contains(serial)));
+            gadget.disconnect()?;
+            events::wait_for(mark, "its end", |event| is_about(event, "detached", serial))?;
+            println!("  held: {serial}");
+        }
+        Ok(())
+    };
+    unlisted(true)?;
+
+    // Audit changes nothing, and tells what would be.
+    let agent = Agent::start(&policy, "audit", &[])?;
+    ensure!(defaults()? == before, "audit mode has changed {before:?} to {:?}", defaults()?);
+    let mark = events::mark()?;
+    let plugged_before = Gadget::plug("EVIL2", &[Function::Storage])?;
+    plugged_before.bound_to(&["usb-storage"])?;
+    events::wait_for(mark, "EVIL2", |event| is_about(event, "would-hold", "EVIL2"))?;
+    // What is in use is not taken away without a word.
+    let refused = expect(1, &["mode", "enforce"])?;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(told.contains("EVIL2") && told.contains("[[usb.allow]]"), "{told}");
+    plugged_before.bound_to(&["usb-storage"])?;
+    agent.stop()?;
+
+    // It was plugged in before the agent started.
+    let mark = events::mark()?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    events::wait_for(mark, "EVIL2", |event| is_about(event, "held", "EVIL2"))?;
+    plugged_before.never_bound()?;
+    ensure!(defaults()?.iter().all(|value| value == "0"), "{:?}", defaults()?);
+    drop(plugged_before);
+    unlisted(false)?;
+
+    let mark = events::mark()?;
+    let listed = Gadget::plug(LISTED, &[Function::Storage])?;
+    listed.bound_to(&["usb-storage"])?;
+    events::wait_for(mark, LISTED, |event| is_about(event, "allowed", LISTED))?;
+    read_only(&listed)?;
+    let list = json(&["usb", "list", "--json"])?;
+    ensure!(list["devices"][0]["state"] == "allowed", "{list}");
+    // It comes again as something else.
+    drop(listed);
+    let again = Gadget::plug(LISTED, &[Function::Storage, Function::Keyboard])?;
+    again.never_bound()?;
+    drop(again);
+
+    // With the agent dead, devices stay held, and the next agent lets in what it should.
+    let evil = Gadget::plug("EVIL3", &[Function::Storage])?;
+    agent.signal(Signal::KILL)?;
+    evil.never_bound()?;
+    ensure!(write(&evil.file("authorized")?, "1").is_err(), "a dead agent's gate lets it in");
+    drop(evil);
+    let listed = Gadget::plug(LISTED, &[Function::Storage])?;
+    listed.never_bound()?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    listed.bound_to(&["usb-storage"])?;
+    drop(listed);
+
+    let evil = Gadget::plug("EVIL4", &[Function::Storage])?;
+    evil.never_bound()?;
+    let port = evil.port().context("a port")?;
+    expect(1, &["usb", "explain", &port])?;
+    expect(0, &["usb", "allow-once", &port])?;
+    evil.bound_to(&["usb-storage"])?;
+    evil.disconnect()?;
+    evil.connect()?;
+    evil.never_bound()?;
+
+    // A controller that comes later holds from its first moment.
+    drop(evil);
+    let run = |arguments: &[&str]| Command::new(arguments[0]).args(&arguments[1..]).status();
+    ensure!(
+        run(&["/bin/rmmod", "dummy_hcd"])?.success()
+            && run(&["/sbin/modprobe", "dummy_hcd"])?.success()
+    );
+    ensure!(defaults()?.iter().all(|value| value == "0"), "{:?}", defaults()?);
+    let evil = Gadget::plug("EVIL5", &[Function::Storage])?;
+    evil.never_bound()?;
+    agent.stop()?;
+    // What was held because of us comes alive when we go.
+    evil.bound_to(&["usb-storage"])?;
+    ensure!(defaults()? == before, "{before:?} became {:?}", defaults()?);
+    Ok(())
+}
+
+/// Its disk can be read and not be written.
+fn read_only(gadget: &Gadget) -> Result<()> {
+    let port = gadget.port().context("a port")?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut disks = fs::read_dir("/sys/block")?.flatten().filter(|disk| {
+            let at = fs::canonicalize(disk.path()).unwrap_or_default();
+            at.to_string_lossy().contains(&format!("/{port}:"))
+        });
+        if let Some(disk) = disks.next()
+            && fs::read_to_string(disk.path().join("ro"))?.trim() == "1"
+        {
+            let node = Path::new("/dev").join(disk.file_name());
+            ensure!(fs::File::open(&node).is_ok(), "{} cannot be read", node.display());
+            ensure!(write(&node, "x").is_err(), "{} can be written", node.display());
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "no disk became read-only");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Root lets a held device in by the kernel's own switches.
+pub fn guarded() -> Result<()> {
+    prepare()?;
+    let policy = policy()?;
+    let evil = Gadget::plug("EVIL1", &[Function::Storage])?;
+    evil.bound_to(&["usb-storage"])?;
+    let port = evil.port().context("a port")?;
+    let hub = format!("usb{}", port.split('-').next().unwrap_or_default());
+    let other = fresh("/run/other-sysfs")?;
+    let mounted = Command::new("/bin/mount").args(["-t", "sysfs", "none"]).arg(other).status()?;
+    ensure!(mounted.success(), "mounting sysfs once more: {mounted}");
+    let bound = Path::new("/run/a-switch");
+    fs::write(bound, "")?;
+    let device = Path::new(DEVICES).join(&port);
+    let by_mount = Command::new("/bin/mount")
+        .arg("--bind")
+        .arg(device.join("authorized"))
+        .arg(bound)
+        .status()?;
+    ensure!(by_mount.success(), "mounting a switch elsewhere: {by_mount}");
+    let mut kept = OpenOptions::new().write(true).open(device.join("authorized"))?;
+
+    let switches = [
+        (device.join("authorized"), "1"),
+        (other.join("bus/usb/devices").join(&port).join("authorized"), "1"),
+        (bound.to_owned(), "1"),
+        (device.join("bConfigurationValue"), "1"),
+        (Path::new(DEVICES).join(&hub).join("authorized_default"), "1"),
+        (Path::new(DEVICES).join(&hub).join("interface_authorized_default"), "1"),
+        (Path::new(PARAMETER).to_owned(), "1"),
+        (Path::new("/sys/bus/usb/drivers_probe").to_owned(), port.as_str()),
+        (Path::new("/sys/bus/usb/drivers/usb-storage/new_id").to_owned(), "0781 5581"),
+    ];
+    for (switch, value) in &switches {
+        write(switch, value).with_context(|| format!("without the agent: {}", switch.display()))?;
+    }
+    let agent = Agent::start(&policy, "audit", &[])?;
+    let mark = events::mark()?;
+    write(&switches[0].0, "1").context("in audit mode")?;
+    events::wait_for(mark, "the report", |event| is_attempt(event, "would-deny", "authorized"))?;
+    expect(0, &["mode", "enforce", "--skip-preflight"])?;
+    evil.never_bound()?;
+    for (switch, value) in &switches {
+        let mark = events::mark()?;
+        let refused = write(switch, value).err().and_then(|error| error.raw_os_error());
+        ensure!(refused == Some(libc::EPERM), "{}: {refused:?}", switch.display());
+        let name = if switch == bound {
+            "authorized"
+        } else {
+            switch.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        };
+        let event = events::wait_for(mark, "the refusal", |event| is_attempt(event, "deny", name))?;
+        println!("  refused: {}", event["artifact"]["path"]);
+    }
+    let refused = kept.write(b"1").err().and_then(|error| error.raw_os_error());
+    ensure!(refused == Some(libc::EPERM), "a descriptor from before: {refused:?}");
+    evil.never_bound()?;
+    // Files of sysfs that have no say in it.
+    write(&device.join("power/control"), "on").context("another file of the device")?;
+    let status = json(&["status", "--json"])?;
+    ensure!(status["usb"]["held"] == 1 && status["usb"]["refused"] == 10, "{}", status["usb"]);
+
+    // Being the program is no authority.
+    let copied = Command::new("/usr/bin/portcullis").args(["usb", "list"]).output()?;
+    ensure!(copied.status.success(), "{copied:?}");
+
+    // Back in audit mode it comes alive, as if nothing were there.
+    expect(0, &["mode", "audit"])?;
+    evil.bound_to(&["usb-storage"])?;
+    agent.stop()?;
+    for at in [bound, other] {
+        rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty())?;
+    }
+    Ok(())
+}
+
+fn is_attempt(event: &Value, outcome: &str, name: &str) -> bool {
+    event["type"] == "decision"
+        && event["gate"] == "usb"
+        && event["outcome"] == outcome
+        && event["reason"] == "usb-switch"
+        && event["artifact"]["path"].as_str().is_some_and(|path| path.ends_with(name))
+}
+
+fn write(path: &Path, value: &str) -> std::io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
