@@ -64,6 +64,18 @@ impl Kinds {
     /// The kinds that are marks on a program and nothing that a file could be used as.
     pub const MARKS: Self = Self(Self::JIT.0 | Self::INTERPRETER.0);
 
+    /// The words for the kinds in the set.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        Self::WORDS.iter().filter(move |(kind, _)| self.intersects(*kind)).map(|(_, word)| *word)
+    }
+
+    /// The kinds that these words are for; words that are for none are left out.
+    #[must_use]
+    pub fn of_words<'a>(words: impl Iterator<Item = &'a str>) -> Self {
+        let known = |word: &str| Self::WORDS.iter().find(|(_, known)| *known == word);
+        words.filter_map(known).fold(Self::NONE, |all, (kind, _)| all.union(*kind))
+    }
+
     /// Whether the two sets have a kind in common.
     #[must_use]
     #[inline(always)]

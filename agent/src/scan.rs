@@ -100,6 +100,15 @@ pub fn scan(
     Ok(report)
 }
 
+/// Opens a file to look at it. A FIFO does not hang us.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 /// What an open file is, if it is an artifact. `path` is only asked whether it is where firmware lies.
 ///
 /// # Errors

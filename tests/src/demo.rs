@@ -94,8 +94,11 @@ struct Attack {
     refused: &'static [&'static str],
 }
 
+/// The dynamic loader.
+const LOADER: &str = "/lib*/ld-linux-*.so.*";
+
 fn attacks() -> Result<Vec<Attack>> {
-    let loader = find("/lib*/ld-linux-*.so.*")?;
+    let loader = find(LOADER)?;
     let library = find("/usr/lib/*-linux-gnu/libz.so.1")?;
     must(
         &format!(
@@ -212,20 +215,33 @@ pub fn commissioning() -> ExitCode {
             },
         );
 
-        tell("5. The tool is legitimate, so its digest joins the policy; the attacks do not.");
-        must(&format!("portcullis scan /usr/local/bin -o {FOLDER}/local.manifest"), 2)?;
+        tell("5. Enforce? Not while it would stop what has run and nobody has decided about.");
+        let refused = type_in("portcullis mode enforce", 8)?;
+        findings.add(
+            "audit: enforcing before anybody has decided",
+            "refused",
+            if refused.code == 1 { "refused" } else { "possible" },
+        );
+
+        tell(
+            "6. A person decides. The tool is legitimate; the rest is not, and is denied by name.",
+        );
+        let review = format!("{FOLDER}/review");
+        let learned = format!("{FOLDER}/learned.manifest");
+        must(&format!("portcullis policy learn --write-review {review} -o {learned}"), 6)?;
+        must(&format!("grep -A 2 '^# ==' {review} | cut -c 1-110"), 12)?;
+        must(&format!("sed -i '/pump-check/s/^ask/accept/; s/^ask/reject/' {review}"), 1)?;
+        must(&format!("portcullis policy learn --review {review} -o {learned}"), 3)?;
         must(
             &format!(
-                "sed -i 's/\"base.manifest\"/\"base.manifest\", \"local.manifest\"/; s/^version = 1/version = 2/' {FOLDER}/policy.toml"
+                "sed -i 's/\"base.manifest\"/\"base.manifest\", \"learned.manifest\"/; s/^version = 1/version = 2/' {FOLDER}/policy.toml"
             ),
             2,
         )?;
-        must(&format!("portcullis policy check {FOLDER}/policy.toml"), 2)?;
-        must("systemctl stop portcullis", 2)?;
-        must(&run, 2)?;
-        wait_for("portcullis status")?;
-
-        tell("6. Enforce. It is refused if it would stop what runs now; it would not.");
+        must("portcullis policy reload", 2)?;
+        // What runs from memory has no digest to be denied, and the loader is needed as a library.
+        must("portcullis history --expect-denied '/memfd:evil (deleted)'", 2)?;
+        must(&format!("portcullis history --expect-denied $(realpath {})", find(LOADER)?), 2)?;
         must("portcullis mode enforce", 5)?;
         must("portcullis status", 8)?;
         let tool = type_in("pump-check", 2)?;
@@ -235,13 +251,13 @@ pub fn commissioning() -> ExitCode {
             if tool.text.contains("pump is fine") { "runs" } else { "refused" },
         );
 
-        tell("7. The same attacks again.");
+        tell("8. The same attacks again.");
         try_attacks(&attacks, "enforce", "refused", findings)?;
         sleep(Duration::from_millis(500));
         must("portcullis events | grep ' denied ' | tail -n 4", 4)?;
         type_in("portcullis explain /tmp/evil", 8)?;
 
-        tell("8. The system itself goes on as before.");
+        tell("9. The system itself goes on as before.");
         let services = type_in(
             "systemctl restart cron ssh && systemctl is-active cron ssh && systemctl daemon-reload && logger still here",
             4,
@@ -264,7 +280,7 @@ pub fn commissioning() -> ExitCode {
             if scheduled.text.trim() == "0" { "works" } else { "fails" },
         );
 
-        tell("9. The agent is killed. The gates stay.");
+        tell("10. The agent is killed. The gates stay.");
         must("systemctl kill --signal=KILL portcullis; sleep 1", 1)?;
         type_in("portcullis status", 2)?;
         let after = type_in("/tmp/evil", 1)?;

@@ -207,8 +207,7 @@ impl Judge {
 }
 
 fn words(kinds: Kinds) -> Vec<&'static str> {
-    let words = Kinds::WORDS.iter().filter(|(kind, _)| kinds.intersects(*kind));
-    words.map(|(_, word)| *word).collect()
+    kinds.words().collect()
 }
 
 /// What can be told from the file alone.

@@ -6,12 +6,15 @@ mod catalog;
 mod doctor;
 mod events;
 mod explain;
+mod history;
 mod import;
 mod key;
+mod learn;
 mod mode;
 mod output;
 mod policy;
 mod policy_diff;
+mod policy_test;
 mod push;
 mod run;
 mod scan;
@@ -60,6 +63,8 @@ enum Verb {
     Status(status::Args),
     /// Show what happened
     Events(events::Args),
+    /// Show what has run on this device: every program, library, script and module once
+    History(history::Args),
     /// Show what would happen to a file, and why
     Explain(explain::Args),
     /// Look at USB devices, and let one in
@@ -124,6 +129,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::status(&args),
         Verb::Events(args) => events::events(&args),
+        Verb::History(args) => history::history(&args),
         Verb::Explain(args) => explain::explain(&args),
         Verb::Usb(verb) => usb::usb(&verb),
         Verb::BreakGlass(verb) => break_glass::break_glass(&verb),

@@ -10,7 +10,8 @@ use anyhow::{Context, anyhow, bail};
 use portcullis_common::Kinds;
 
 use super::{
-    BAD_INPUT, OrExit, Outcome, bundle, import, output, policy_diff, push, scan::write_file,
+    BAD_INPUT, OrExit, Outcome, bundle, import, learn, output, policy_diff, policy_test, push,
+    scan::write_file,
 };
 use crate::{
     control::{ReloadAnswer, Request, client},
@@ -40,6 +41,10 @@ pub enum Verb {
     Show(bundle::ShowArgs),
     /// Show what would newly run, and what not any more, between two policies or bundles
     Diff(policy_diff::Args),
+    /// Make a manifest of what has run here and the policy says nothing about, to choose from
+    Learn(learn::Args),
+    /// Say whether a policy or bundle would refuse what has run
+    Test(policy_test::Args),
     /// Put a signed bundle in force on this device
     Push(push::PushArgs),
     /// Keep the bundle that is tried
@@ -57,9 +62,10 @@ pub struct ReloadArgs {
 
 #[derive(clap::Args)]
 pub struct InitArgs {
-    /// The manifest, as written by `portcullis scan`
+    /// The manifest, as written by `portcullis scan` or `portcullis policy learn` (default: none, to learn in
+    /// audit mode what runs)
     #[arg(long, value_name = "MANIFEST")]
-    from: PathBuf,
+    from: Option<PathBuf>,
     /// The policy file to write; its folder must be able to refer to the manifest
     #[arg(short, long, value_name = "FILE", default_value = "policy.toml")]
     output: PathBuf,
@@ -88,6 +94,8 @@ pub fn policy(verb: &Verb) -> Outcome {
         Verb::Verify(args) => bundle::verify(args),
         Verb::Show(args) => bundle::show(args),
         Verb::Diff(args) => policy_diff::diff(args),
+        Verb::Learn(args) => learn::learn(args),
+        Verb::Test(args) => policy_test::test(args),
         Verb::Push(args) => push::push(args),
         Verb::Confirm => push::confirm(),
         Verb::Rollback(args) => push::rollback(args),
@@ -164,10 +172,7 @@ fn first_policy(args: &InitArgs) -> anyhow::Result<String> {
     }
     let stem = || args.output.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = args.name.clone().or_else(stem).unwrap_or_default();
-    let manifest = relative(&args.from, &args.output)?;
-    let manifest = manifest.to_str().with_context(|| {
-        format!("{} is not UTF-8; give the manifest another name", args.from.display())
-    })?;
+    let include = args.from.as_deref().map(|from| include(from, &args.output)).transpose()?;
     Ok(format!(
         "# A policy of Portcullis: what may run. See docs/policy.md.\n\
          name = {}\n\
@@ -178,8 +183,17 @@ fn first_policy(args: &InitArgs) -> anyhow::Result<String> {
          # Lists of digests, relative to this file's folder.\n\
          include = [{}]\n",
         quoted(&name),
-        quoted(manifest),
+        include.unwrap_or_default(),
     ))
+}
+
+/// How a policy names a manifest.
+fn include(manifest: &Path, policy: &Path) -> anyhow::Result<String> {
+    let relative = relative(manifest, policy)?;
+    let name = relative.to_str().with_context(|| {
+        format!("{} is not UTF-8; give the manifest another name", manifest.display())
+    })?;
+    Ok(quoted(name))
 }
 
 /// The manifest as seen from the policy's folder: beside it or below it by its short name, else by

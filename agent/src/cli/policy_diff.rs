@@ -15,16 +15,16 @@ use serde::Serialize;
 use super::{BAD_INPUT, Failure, OrExit, Outcome, UNAVAILABLE, catalog::Lines, output};
 use crate::{
     artifact::digest,
+    control::{Request, client},
     event::human::Plain,
     policy::{Policy, bundle::Bundle, manifest::kinds_words, trust::describe},
 };
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The policy or bundle before
-    old: PathBuf,
-    /// The policy or bundle after
-    new: PathBuf,
+    /// The policy or bundle before (default: what is in force on this device), and the one after
+    #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
+    policies: Vec<PathBuf>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -59,15 +59,15 @@ struct Difference {
 }
 
 /// A policy with the texts that its lines are in.
-struct Side {
-    policy: Policy,
+pub(super) struct Side {
+    pub(super) policy: Policy,
     texts: BTreeMap<u16, Vec<u8>>,
     /// The folder that the files are named relative to.
     folder: PathBuf,
 }
 
 impl Side {
-    fn read(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let is_policy = path.extension().is_some_and(|extension| extension == "toml");
         if is_policy {
             return Self::load(path);
@@ -81,7 +81,7 @@ impl Side {
         Self::load(&file)
     }
 
-    fn load(file: &Path) -> Result<Self, Failure> {
+    pub(super) fn load(file: &Path) -> Result<Self, Failure> {
         let bar = output::progress(0, "reading");
         let policy = Policy::load(file, &bar);
         bar.finish_and_clear();
@@ -97,7 +97,7 @@ impl Side {
         Ok(Self { policy, texts, folder })
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("{} v{}", self.policy.name, self.policy.version)
     }
 
@@ -170,6 +170,17 @@ impl<'a> Places<'a> {
     }
 }
 
+/// The policy file that is in force on this device, of which catalogs are no part.
+pub(super) fn in_force() -> Result<PathBuf, Failure> {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        sources: Vec<PathBuf>,
+    }
+    let Status { sources } = client::ask_json(&Request::Status)?;
+    let first = sources.into_iter().next();
+    first.context("the agent does not say which policy file is in force").or_exit(UNAVAILABLE)
+}
+
 fn difference(old: &Side, new: &Side) -> Difference {
     let (before, after) = (Places::of(old), Places::of(new));
     let (mut allowed, mut denied, mut unlisted) = (Vec::new(), Vec::new(), Vec::new());
@@ -206,7 +217,11 @@ fn difference(old: &Side, new: &Side) -> Difference {
 }
 
 pub fn diff(args: &Args) -> Outcome {
-    let (old, new) = (Side::read(&args.old)?, Side::read(&args.new)?);
+    let (old, new) = match &args.policies[..] {
+        [old, new] => (Side::read(old)?, Side::read(new)?),
+        [new] => (Side::load(&in_force()?)?, Side::read(new)?),
+        _ => return Err(anyhow!("one or two policies")).or_exit(BAD_INPUT),
+    };
     let difference = difference(&old, &new);
     let text = if args.json {
         serde_json::to_string_pretty(&difference).or_exit(UNAVAILABLE)? + "\n"

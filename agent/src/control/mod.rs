@@ -77,6 +77,13 @@ pub enum Request {
         /// Why, for the event.
         cause: String,
     },
+    /// Write what has run here to the disk, and say where that is.
+    History,
+    /// Let what ran from a path without the policy's leave not stand in the way of enforcement any more.
+    ExpectDenied {
+        /// The path, as the history tells it.
+        path: String,
+    },
     /// Lift enforcement for some minutes.
     BreakGlass {
         /// The token's text.
@@ -209,6 +216,13 @@ pub struct PushAnswer {
     pub warnings: Vec<String>,
 }
 
+/// Where the history lies.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HistoryAnswer {
+    /// The file, as it was written just now.
+    pub file: std::path::PathBuf,
+}
+
 /// A catalog in force.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CatalogStatus {
@@ -309,14 +323,17 @@ pub fn preflight_refusal(refused: &[InUse]) -> Refusal {
     /// More would scroll the first line away.
     const SHOWN: usize = 20;
     let mut message =
-        format!("the policy would refuse {} files that are in use now:", refused.len());
+        format!("the policy would refuse {} files that are in use, or were lately:", refused.len());
     for one in refused.iter().take(SHOWN) {
         message.push_str(&format!("\n  {one}"));
     }
     if refused.len() > SHOWN {
         message.push_str(&format!("\n  … and {} more", refused.len() - SHOWN));
     }
-    message.push_str("\nadd them to the policy, or enforce all the same with --skip-preflight");
+    message.push_str(
+        "\nadd them to the policy (`portcullis policy learn` makes a list to choose from), deny those by \
+         name that shall not run, or enforce all the same with --skip-preflight",
+    );
     Refusal { code: 1, message }
 }
 

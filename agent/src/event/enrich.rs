@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use portcullis_common::{Ancestor, EventHeader, Gate, Kinds, Mode, Reason};
+use portcullis_common::{Ancestor, EventHeader, Gate, Mode, Reason};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -69,7 +69,7 @@ impl Enricher {
             let file = policy.sources.get(usize::from(header.rule.source))?.clone();
             let signed = policy.signed.get(&header.rule.source);
             let signers = signed.into_iter().flatten().map(|by| by.signer.clone()).collect();
-            let (line, kinds) = (header.rule.line, kinds(header.rule.kinds));
+            let (line, kinds) = (header.rule.line, header.rule.kinds.words().collect());
             Some(RulePlace { file, line, kinds, signers })
         });
         Decision {
@@ -83,7 +83,7 @@ impl Enricher {
                 |policy| policy.id.clone(),
             ),
             rule,
-            wanted: kinds(header.wanted),
+            wanted: header.wanted.words().collect(),
             artifact: artifact(event),
             process: self.process(event),
             cached: header.cached == 1,
@@ -139,11 +139,6 @@ impl Enricher {
             }
         }
     }
-}
-
-fn kinds(kinds: Kinds) -> Vec<&'static str> {
-    let words = Kinds::WORDS.iter().filter(|(kind, _)| kinds.intersects(*kind));
-    words.map(|(_, word)| *word).collect()
 }
 
 fn artifact(event: &GateEvent) -> Option<ArtifactInfo> {

@@ -4,7 +4,7 @@
 //! made to fit. What goes into the manifest is SHA-256 of what is there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs::File,
     io::{self, Read as _},
@@ -100,6 +100,55 @@ pub fn import(
     }
     // Files of one content in two packages are one entry each; the writer sorts them.
     Ok(imported)
+}
+
+/// Which package a file belongs to, and whether it still is what the package installed; nothing is known
+/// of that if no sum covers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The package's name.
+    pub package: String,
+    /// Whether the content is as it was installed.
+    pub is_intact: Option<bool>,
+}
+
+/// The packages that own files on this machine. Where dpkg has installed nothing, nobody owns anything.
+pub fn owners(paths: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Owner> {
+    let root = Path::new("/");
+    let status = read(&root.join(STATUS)).unwrap_or_default();
+    let mut found = BTreeMap::new();
+    for package in packages(&String::from_utf8_lossy(&status)) {
+        let list = info(root, &package, "list").and_then(|list| read(&list).ok());
+        let mut sums_of_package = None;
+        for line in list.unwrap_or_default().split(|byte| *byte == b'\n') {
+            let listed = Path::new(OsStr::from_bytes(line));
+            let Some(path) = place_of(listed, paths) else { continue };
+            let sums = sums_of_package.get_or_insert_with(|| {
+                let file = info(root, &package, "md5sums").and_then(|path| read(&path).ok());
+                sums(&file.unwrap_or_default())
+            });
+            let expected = sums.get(listed).or_else(|| package.conffiles.get(listed));
+            let is_intact = expected.map(|expected| {
+                let sum = File::open(&path).and_then(|file| md5_of(&file));
+                sum.is_ok_and(|sum| sum == *expected)
+            });
+            found.insert(path, Owner { package: package.name.clone(), is_intact });
+        }
+    }
+    found
+}
+
+/// Under which of these paths a listed file lies: packages may list what is in `/usr/bin` as being in
+/// `/bin`, which is a link to it.
+fn place_of(listed: &Path, paths: &BTreeSet<PathBuf>) -> Option<PathBuf> {
+    if let Some(path) = paths.get(listed) {
+        return Some(path.clone());
+    }
+    let merged = Path::new("/usr").join(listed.strip_prefix("/").ok()?);
+    paths
+        .get(&merged)
+        .filter(|path| listed.canonicalize().is_ok_and(|real| real == **path))
+        .cloned()
 }
 
 fn is_no_file(path: &Path) -> bool {

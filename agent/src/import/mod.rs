@@ -5,9 +5,7 @@ mod fapolicyd;
 mod sha256sum;
 
 use std::{
-    fs::{File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -118,10 +116,7 @@ fn compare(
     size: Option<u64>,
     kinds: Option<Kinds>,
 ) -> Result<Kinds, String> {
-    // A FIFO must not hang us.
-    let opened =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-    let file: File = match (opened, kinds) {
+    let file = match (scan::open(path), kinds) {
         (Ok(file), _) => file,
         (Err(error), Some(kinds)) if error.kind() == io::ErrorKind::NotFound => return Ok(kinds),
         (Err(error), _) => {

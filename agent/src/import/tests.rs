@@ -111,7 +111,7 @@ fn nothing_that_is_listed_hangs_or_fills_the_memory() {
         0,
     )
     .expect("made");
-    let giant = File::create(lab.at("giant")).expect("made");
+    let giant = fs::File::create(lab.at("giant")).expect("made");
     io::Write::write_all(&mut &giant, SCRIPT).expect("written");
     giant.set_len(100 << 30).expect("sparse");
     let folder = lab.0.path().display();

@@ -235,7 +235,10 @@ impl Reader<'_> {
 }
 
 /// The digest that a line of `sha256sum` begins with.
-fn digest_in(
+///
+/// # Errors
+/// What is wrong with the line, at a column.
+pub fn digest_in(
     line: &[u8],
     mistake: impl Fn(usize, String) -> Diagnostic,
 ) -> Result<Digest, Diagnostic> {
@@ -295,21 +298,43 @@ pub struct Catalog {
 /// If writing fails.
 pub fn write(
     out: &mut impl Write,
-    mut artifacts: Vec<Found>,
+    artifacts: Vec<Found>,
     catalog: Option<&Catalog>,
+) -> io::Result<()> {
+    writeln!(out, "{HEADER}{FORMAT}")?;
+    let withdrawn = catalog.map_or(&[][..], |catalog| &catalog.withdrawn);
+    if let Some(Catalog { name, version, .. }) = catalog {
+        writeln!(out, "{CATALOG} {name}\n{VERSION} {version}")?;
+    }
+    write_entries(out, artifacts, withdrawn)
+}
+
+/// Writes a manifest that also says what may not be used.
+///
+/// # Errors
+/// If writing fails.
+pub fn write_decided(
+    out: &mut impl Write,
+    artifacts: Vec<Found>,
+    withdrawn: &[(Digest, PathBuf)],
+) -> io::Result<()> {
+    writeln!(out, "{HEADER}{FORMAT}")?;
+    write_entries(out, artifacts, withdrawn)
+}
+
+fn write_entries(
+    out: &mut impl Write,
+    mut artifacts: Vec<Found>,
+    withdrawn: &[(Digest, PathBuf)],
 ) -> io::Result<()> {
     artifacts.sort();
     artifacts.dedup();
-    writeln!(out, "{HEADER}{FORMAT}")?;
-    if let Some(Catalog { name, version, withdrawn }) = catalog {
-        writeln!(out, "{CATALOG} {name}\n{VERSION} {version}")?;
-        let mut withdrawn: Vec<_> = withdrawn.iter().collect();
-        withdrawn.sort();
-        withdrawn.dedup();
-        for (digest, path) in withdrawn {
-            write!(out, "{WITHDRAWN} ")?;
-            write_line(out, digest, path)?;
-        }
+    let mut withdrawn: Vec<_> = withdrawn.iter().collect();
+    withdrawn.sort();
+    withdrawn.dedup();
+    for (digest, path) in withdrawn {
+        write!(out, "{WITHDRAWN} ")?;
+        write_line(out, digest, path)?;
     }
     let mut kinds = Kinds::NONE;
     for artifact in &artifacts {
@@ -322,7 +347,37 @@ pub fn write(
     writeln!(out, "{END} {} entries", artifacts.len())
 }
 
-fn write_line(out: &mut impl Write, digest: &Digest, path: &Path) -> io::Result<()> {
+/// What a manifest allows and takes back, with the paths.
+pub type Decided = (Vec<Found>, Vec<(Digest, PathBuf)>);
+
+/// Reads a manifest with its paths.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn parse_decided(file: &Path, bytes: &[u8]) -> Result<Decided, Diagnostics> {
+    let manifest = parse(file, bytes, None)?;
+    let lines: Vec<_> = bytes.split(|byte| *byte == b'\n').collect();
+    let path = |line: u32, prefix: &str| {
+        let index = usize::try_from(line).ok()?.checked_sub(1)?;
+        let line = lines.get(index)?.strip_prefix(prefix.as_bytes())?.trim_ascii_start();
+        path_in(line.strip_suffix(b"\r").unwrap_or(line))
+    };
+    let entries = manifest.entries.iter().map(|entry| Found {
+        kinds: entry.kinds,
+        path: path(entry.line, "").unwrap_or_default(),
+        digest: entry.digest,
+    });
+    let withdrawn = manifest.withdrawn.iter();
+    let withdrawn =
+        withdrawn.map(|(digest, line)| (*digest, path(*line, WITHDRAWN).unwrap_or_default()));
+    Ok((entries.collect(), withdrawn.collect()))
+}
+
+/// Writes an entry as `sha256sum` does.
+///
+/// # Errors
+/// If writing fails.
+pub fn write_line(out: &mut impl Write, digest: &Digest, path: &Path) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let name = path.as_os_str().as_bytes();
     let escaped = escape(name);
@@ -380,8 +435,7 @@ pub fn path_in(line: &[u8]) -> Option<PathBuf> {
 /// The kinds as words, separated by blanks.
 #[must_use]
 pub fn kinds_words(kinds: Kinds) -> String {
-    let words = Kinds::WORDS.iter().filter(|(kind, _)| kinds.intersects(*kind));
-    words.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+    kinds.words().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

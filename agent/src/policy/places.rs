@@ -40,7 +40,7 @@ fn of_policy(file: &Path) -> Vec<(PathBuf, Kinds)> {
             DeValue::Array(words) => words.iter().filter_map(|word| word.get_ref().as_str()),
             _ => return None,
         };
-        Some((path.into(), kinds(words)))
+        Some((path.into(), Kinds::of_words(words)))
     };
     entries.filter_map(|entry| place(entry.get_ref().as_table()?)).collect()
 }
@@ -52,17 +52,12 @@ fn of_manifest(bytes: &[u8]) -> Vec<(PathBuf, Kinds)> {
     for line in bytes.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if let Some(words) = line.strip_prefix(KINDS.as_bytes()) {
-            current = kinds(String::from_utf8_lossy(words).split_whitespace());
+            current = Kinds::of_words(String::from_utf8_lossy(words).split_whitespace());
         } else if let Some(path) = path_in(line) {
             places.push((path, current));
         }
     }
     places
-}
-
-fn kinds<'a>(words: impl Iterator<Item = &'a str>) -> Kinds {
-    let known = |word: &str| Kinds::WORDS.iter().find(|(_, known)| *known == word);
-    words.filter_map(known).fold(Kinds::NONE, |all, (kind, _)| all.union(*kind))
 }
 
 #[cfg(test)]

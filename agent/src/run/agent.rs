@@ -1,6 +1,7 @@
 //! The agent's loop: reads the ring, answers requests, watches over the gates.
 
 mod break_glass;
+pub(crate) mod history;
 mod push;
 pub(crate) mod reload;
 mod requests;
@@ -26,6 +27,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use history::Keeping;
 use push::Deployment;
 
 use crate::{
@@ -125,6 +127,10 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.take_checks(checks);
     agent.take_checks(vec![bundles]);
     agent.tell_reverted(reverted.as_ref());
+    agent.check_history();
+    if agent.mode() == Mode::Enforce {
+        agent.settle_history();
+    }
     agent.check_appraiser();
     agent.after_test(&test);
     let watched = agent.judge_usb_by(usb_rules.as_ref());
@@ -184,6 +190,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                     catalogs.look_again();
                 }
                 agent.prove(ring.as_mut().map(AsyncFd::get_mut))?;
+                agent.keep_history();
             }
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
@@ -195,6 +202,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         while agent.drain(ring.get_mut(), BATCH) == BATCH {}
     }
     agent.stopped(cause);
+    agent.history.end();
     Ok(())
 }
 
@@ -261,6 +269,8 @@ struct Agent {
     found: catalogs::Found,
     /// Bundles, and the policy file without one.
     deployment: Deployment,
+    /// What has run.
+    history: Keeping,
     /// Where catalogs are.
     places: catalogs::Places,
     /// What watches them, if the policy trusts signers.
@@ -313,6 +323,7 @@ impl Agent {
             signers: describe(&policy.trust.trust.signers),
             found: catalogs::Found::default(),
             deployment,
+            history: Keeping::start(places.history()),
             places,
             catalogs: None,
             trusts_more: switch::trusts_more(policy),
@@ -417,6 +428,7 @@ impl Agent {
         }
         let decision = self.enricher.decision(&event, &self.views);
         let time = wall_time(event.header.boot_ns);
+        self.history.note(time, &decision);
         self.recorder.record_at(time, Body::Decision(Box::new(decision)));
     }
 

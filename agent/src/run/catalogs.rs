@@ -52,6 +52,12 @@ impl Places {
         self.state.join("bundles")
     }
 
+    /// What has run here.
+    #[must_use]
+    pub fn history(&self) -> PathBuf {
+        self.state.join(crate::history::FILE)
+    }
+
     fn versions(&self) -> PathBuf {
         self.state.join("catalogs.json")
     }

@@ -5,7 +5,7 @@ mod appraiser;
 pub mod backend;
 pub mod catalogs;
 mod health;
-pub mod history;
+pub mod latest;
 pub mod lock;
 pub mod preflight;
 pub mod questions;

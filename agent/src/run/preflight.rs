@@ -11,7 +11,9 @@ use portcullis_common::{Digest, Kinds, Rule, fsverity_key};
 
 use crate::{
     artifact::{MAX_HASHED_BYTES, digest, fsverity},
+    history::suspects::Suspect,
     policy::manifest::kinds_words,
+    scan,
 };
 
 /// Something that runs, or must be able to run.
@@ -27,8 +29,8 @@ pub struct InUse {
     pub device: u64,
     /// Its fs-verity digest, if it has one.
     pub fsverity: Option<Digest>,
-    /// Who uses it.
-    pub used_by: String,
+    /// Who uses it, or when it was used, for people.
+    pub told: String,
 }
 
 impl std::fmt::Display for InUse {
@@ -36,7 +38,7 @@ impl std::fmt::Display for InUse {
         let path = self.path.display().to_string();
         let digest = self.digest.as_ref().map_or("no digest".into(), digest::format);
         let kind = kinds_words(self.kind);
-        write!(f, "{} as {kind} (sha256 {digest}), used by {}", path.escape_debug(), self.used_by)
+        write!(f, "{} as {kind} (sha256 {digest}), {}", path.escape_debug(), self.told)
     }
 }
 
@@ -71,7 +73,7 @@ pub fn in_use() -> Vec<InUse> {
     let mut search = Search::default();
     for path in INDISPENSABLE {
         if let Ok(path) = fs::canonicalize(path) {
-            search.file(&path, &path, Kinds::EXECUTABLE, "getting in again");
+            search.file(&path, &path, Kinds::EXECUTABLE, "used by getting in again");
         }
     }
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -82,6 +84,32 @@ pub fn in_use() -> Vec<InUse> {
     }
     search.found.sort_by(|a, b| a.path.cmp(&b.path));
     search.found
+}
+
+/// Adds what has run and could again: the file is still there, or was within a few days.
+pub fn add_suspects(in_use: &mut Vec<InUse>, suspects: Vec<Suspect>) {
+    let known: HashSet<_> = in_use.iter().map(|one| (one.digest, one.kind)).collect();
+    for suspect in suspects {
+        if suspect.digest.is_some() && known.contains(&(suspect.digest, suspect.kinds)) {
+            continue;
+        }
+        let still_there = suspect.digest.and_then(|digest| present(&suspect.path, &digest));
+        let (device, fsverity) = match still_there {
+            Some(found) => found,
+            None if suspect.is_recent => (0, None),
+            None => continue,
+        };
+        let Suspect { path, digest, kinds: kind, told, .. } = suspect;
+        in_use.push(InUse { path, kind, digest, device, fsverity, told });
+    }
+}
+
+/// The device and fs-verity digest of a file, if it is there with this content.
+fn present(path: &Path, expected: &Digest) -> Option<(u64, Option<Digest>)> {
+    let file = scan::open(path).ok()?;
+    let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
+    let (digest, _) = digest::of_file(&file, MAX_HASHED_BYTES).ok()?;
+    (digest == *expected).then(|| (metadata.dev(), fsverity::measured(&file)))
 }
 
 #[derive(Default)]
@@ -97,9 +125,9 @@ impl Search {
         let Ok(own) = fs::metadata(&program) else { return };
         let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
         let pid = process.file_name().unwrap_or_default().to_string_lossy();
-        let used_by = format!("{} (pid {pid})", comm.trim_end().escape_debug());
+        let told = format!("used by {} (pid {pid})", comm.trim_end().escape_debug());
         let shown = fs::read_link(&program).unwrap_or_default();
-        self.file(&program, &shown, Kinds::EXECUTABLE, &used_by);
+        self.file(&program, &shown, Kinds::EXECUTABLE, &told);
 
         let maps = fs::read(process.join("maps")).unwrap_or_default();
         for line in maps.split(|byte| *byte == b'\n') {
@@ -108,14 +136,14 @@ impl Search {
             let file = process.join("map_files").join(&mapping.range);
             match fs::metadata(&file) {
                 Ok(metadata) if (metadata.dev(), metadata.ino()) != (own.dev(), own.ino()) => {
-                    self.file(&file, &mapping.path, Kinds::LIBRARY, &used_by);
+                    self.file(&file, &mapping.path, Kinds::LIBRARY, &told);
                 }
                 _ => {}
             }
         }
     }
 
-    fn file(&mut self, file: &Path, shown: &Path, kind: Kinds, used_by: &str) {
+    fn file(&mut self, file: &Path, shown: &Path, kind: Kinds, told: &str) {
         let Ok(metadata) = fs::metadata(file) else { return };
         if !metadata.is_file() || !self.seen.insert((metadata.dev(), metadata.ino(), kind)) {
             return;
@@ -131,7 +159,7 @@ impl Search {
             digest: digest.ok(),
             device: metadata.dev(),
             fsverity,
-            used_by: used_by.to_owned(),
+            told: told.to_owned(),
         });
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::broadcast;
 use crate::{
     event::{Body, Event, SCHEMA, human},
     run::{
-        history::History,
+        latest::Latest,
         sink::{Line, Sink},
     },
 };
@@ -17,7 +17,7 @@ const FOLLOWER_QUEUE: usize = 1024;
 /// The way of every record.
 pub struct Recorder {
     seq: u64,
-    history: History,
+    remembered: Latest,
     followers: broadcast::Sender<Line>,
     sinks: Vec<Sink>,
 }
@@ -27,7 +27,7 @@ impl Recorder {
     #[must_use]
     pub fn new(sinks: Vec<Sink>) -> Self {
         let (followers, _) = broadcast::channel(FOLLOWER_QUEUE);
-        Self { seq: 0, history: History::default(), followers, sinks }
+        Self { seq: 0, remembered: Latest::default(), followers, sinks }
     }
 
     /// Records something that happens now.
@@ -50,7 +50,7 @@ impl Recorder {
         }
         // Nobody may be following.
         let _ = self.followers.send(line.clone());
-        self.history.push(line);
+        self.remembered.push(line);
     }
 
     /// Number of the latest record.
@@ -62,7 +62,7 @@ impl Recorder {
     /// The remembered records, and those to come.
     #[must_use]
     pub fn follow(&self) -> (Vec<Line>, broadcast::Receiver<Line>) {
-        (self.history.iter().cloned().collect(), self.followers.subscribe())
+        (self.remembered.iter().cloned().collect(), self.followers.subscribe())
     }
 
     /// Where records go.

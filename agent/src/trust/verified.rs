@@ -102,8 +102,7 @@ fn warnings(signer: &Signer, chain: &[&Certificate], now: Timestamp) -> Vec<Warn
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn kind_words<S: Serializer>(kinds: &Kinds, serializer: S) -> Result<S::Ok, S::Error> {
-    let words = Kinds::WORDS.iter().filter(|(kind, _)| kinds.intersects(*kind));
-    serializer.collect_seq(words.map(|(_, word)| word))
+    serializer.collect_seq(kinds.words())
 }
 
 fn hexadecimal<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {

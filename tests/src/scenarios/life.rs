@@ -128,7 +128,10 @@ pub fn refuses_to_brick() -> Result<()> {
 
     let agent = Agent::start(&narrow, "audit", &[])?;
     let output = expect(1, &["mode", "enforce"])?;
-    ensure!(String::from_utf8_lossy(&output.stderr).contains("in use now"), "{output:?}");
+    ensure!(
+        String::from_utf8_lossy(&output.stderr).contains("in use, or were lately"),
+        "{output:?}"
+    );
     ensure!(json(&["status", "--json"])?["mode"] == "audit");
     agent.stop()?;
 

@@ -19,6 +19,7 @@ mod bundles;
 mod catalogs;
 mod catalogs_hostile;
 mod churn;
+mod commissioning;
 mod events_stream;
 mod execve_check;
 mod fsverity;
@@ -158,6 +159,7 @@ pub const ALL: &[Scenario] = &[
     usual("known-limits", limits::known),
     on("once,smp2;", "audit-soak", soak::audit),
     on("debian;", "audit-soak-debian", soak_debian::audit),
+    on("debian,once;", "commissioning", commissioning::from_nothing),
     usual("doctor", kernel_checks::good_kernel),
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),
     on(";ima_hash=sha1", "doctor-with-sha1", kernel_checks::with_sha1),
@@ -207,8 +209,9 @@ fn leaves_nothing() -> Result<()> {
     let pins = fs::read_dir("/sys/fs/bpf/portcullis").map_or(0, Iterator::count);
     ensure!(pins == 0, "gates are left in /sys/fs/bpf/portcullis");
     let _ = fs::remove_file(crate::events::FILE);
-    // A bundle in force would be the next agent's policy.
+    // A bundle in force would be the next agent's policy, and what ran here is no matter of its.
     let _ = fs::remove_dir_all(bundles::KEPT);
+    let _ = fs::remove_file(commissioning::KEPT);
     Ok(())
 }
 

@@ -28,7 +28,7 @@ use crate::{
         bundle::{Bundle, DEVICE_FILE, Device},
         trust::{PolicyTrust, Why},
     },
-    run::{backend::Backend, catalogs},
+    run::catalogs,
 };
 
 /// The longest trial.
@@ -77,9 +77,8 @@ pub struct Offer {
 struct Look {
     store: Store,
     operators: (PolicyTrust, usize),
-    places: catalogs::Places,
     told: Option<Mode>,
-    in_kernel: bool,
+    reading: reload::Reading,
 }
 
 impl Deployment {
@@ -164,7 +163,7 @@ fn stays(error: &dyn std::fmt::Display) -> Refusal {
 
 /// Reads a bundle, finds out whether it may come into force, and takes a copy of it.
 fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
-    let Look { store, operators: (trust, needed), places, told, in_kernel } = look;
+    let Look { store, operators: (trust, needed), told, reading } = look;
     let bundle = Bundle::read(path).map_err(because)?;
     let now = catalogs::now();
     let signed = bundle.verify(trust, *needed, now).map_err(because)?;
@@ -175,9 +174,8 @@ fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
     let file = store.keep(&bundle).map_err(|error| stays(&error))?;
     let may_stop = bundle.manifest().skip_preflight;
     let read = || {
-        let mut candidate = reload::read(&file, places, *in_kernel, |policy| {
-            !may_stop && told.unwrap_or(policy.mode) == Mode::Enforce
-        })?;
+        let mut candidate = reading
+            .read(&file, |policy| !may_stop && told.unwrap_or(policy.mode) == Mode::Enforce)?;
         let policy = candidate.policy();
         if (&policy.name, policy.version) != (&kept.policy, kept.version) {
             let message =
@@ -227,13 +225,13 @@ impl Agent {
             return;
         };
         let given = self.deployment.given.clone();
-        let Look { places, in_kernel, .. } = self.look();
+        let reading = self.reading();
         self.in_background(Request::Rollback { cause }, answer, move || {
             let file = match next.in_force() {
                 Some(kept) => next.open_kept(kept).map_err(|error| stays(&error))?,
                 None => given,
             };
-            reload::read(&file, &places, in_kernel, |_| false)
+            reading.read(&file, |_| false)
         });
     }
 
@@ -241,9 +239,8 @@ impl Agent {
         Look {
             store: self.deployment.store.clone(),
             operators: self.deployment.operators.clone(),
-            places: self.places.clone(),
             told: self.deployment.told,
-            in_kernel: matches!(self.gates, Backend::BpfLsm(_)),
+            reading: self.reading(),
         }
     }
 

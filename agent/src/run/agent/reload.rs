@@ -3,10 +3,11 @@
 use std::{path::Path, sync::Arc};
 
 use indicatif::ProgressBar;
+use jiff::Timestamp;
 use portcullis_common::{Choices, Mode};
 use tokio::sync::oneshot;
 
-use super::{Agent, push::Offer};
+use super::{Agent, history::SharedHistory, push::Offer};
 use crate::{
     control::{
         Refusal, ReloadAnswer, Request, preflight_refusal,
@@ -21,6 +22,7 @@ use crate::{
         signatures::{self, Signatures},
         verified_kinds,
     },
+    sync::lock,
 };
 
 /// A policy that was read, with all that takes long.
@@ -46,39 +48,57 @@ fn refusal(code: u8, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into() }
 }
 
-/// Reads a policy file; what runs is asked for if `look` says so of the policy.
-pub(super) fn read(
-    file: &Path,
-    places: &Places,
+/// What is needed to read a policy in another thread.
+pub(super) struct Reading {
+    places: Places,
     in_kernel: bool,
-    look: impl FnOnce(&Policy) -> bool,
-) -> Result<Candidate, Refusal> {
-    let base = Policy::load(file, &ProgressBar::hidden())
-        .map_err(|mistakes| refusal(2, format!("{mistakes}\nthe policy before stays in force")))?;
-    let prepared = catalogs::prepare(&base, places, in_kernel)
-        .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
-    let mut refused = Vec::new();
-    if look(&prepared.policy) {
-        let verified = verified_kinds(&prepared.policy);
-        refused = preflight::refused(
-            preflight::in_use(),
-            |digest| prepared.policy.rule(digest),
-            |device| verified.get(&device).copied().unwrap_or_default(),
-        );
-        refused = signatures::without_signed(refused, &prepared.policy);
+    history: SharedHistory,
+}
+
+impl Reading {
+    /// Reads a policy file; what runs, and what has run, is asked for if `look` says so of the policy.
+    pub(super) fn read(
+        &self,
+        file: &Path,
+        look: impl FnOnce(&Policy) -> bool,
+    ) -> Result<Candidate, Refusal> {
+        let base = Policy::load(file, &ProgressBar::hidden()).map_err(|mistakes| {
+            refusal(2, format!("{mistakes}\nthe policy before stays in force"))
+        })?;
+        let prepared = catalogs::prepare(&base, &self.places, self.in_kernel)
+            .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
+        let policy = &prepared.policy;
+        let mut refused = Vec::new();
+        if look(policy) {
+            let rule = |digest: &_| policy.rule(digest);
+            let suspects = lock(&self.history).suspects(Timestamp::now(), rule);
+            let verified = verified_kinds(policy);
+            let mut in_use = preflight::in_use();
+            preflight::add_suspects(&mut in_use, suspects);
+            let verified = |device| verified.get(&device).copied().unwrap_or_default();
+            refused = preflight::refused(in_use, rule, verified);
+            refused = signatures::without_signed(refused, policy);
+        }
+        Ok(Candidate { base: Arc::new(base), prepared, refused, offer: None })
     }
-    Ok(Candidate { base: Arc::new(base), prepared, refused, offer: None })
 }
 
 impl Agent {
+    pub(super) fn reading(&self) -> Reading {
+        Reading {
+            places: self.places.clone(),
+            in_kernel: matches!(self.gates, Backend::BpfLsm(_)),
+            history: self.history.shared(),
+        }
+    }
+
     /// Reads the policy file in another thread, and sends the request again with what it says.
     pub(super) fn read_policy(&self, skip_preflight: bool, answer: oneshot::Sender<Answer>) {
         let Some(commands) = self.commands.clone() else { return };
-        let (file, places) = (self.deployment.given().to_owned(), self.places.clone());
-        let in_kernel = matches!(self.gates, Backend::BpfLsm(_));
+        let (file, reading) = (self.deployment.given().to_owned(), self.reading());
         let look = self.mode() == Mode::Enforce && !skip_preflight;
         tokio::spawn(async move {
-            let work = move || read(&file, &places, in_kernel, |_| look);
+            let work = move || reading.read(&file, |_| look);
             let Ok(read) = tokio::task::spawn_blocking(work).await else { return };
             let found_out = Some(FoundOut::Policy(read.map(Box::new)));
             // The agent may be ending.

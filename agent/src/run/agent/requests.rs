@@ -47,9 +47,9 @@ impl Agent {
                     Ok(()) => self.set_mode(Mode::Audit, Vec::new()),
                     Err(refusal) => Answer::Refused(refusal),
                 },
-                Some(mode) => match found_out {
-                    Some(FoundOut::InUse(in_use)) => self.set_mode(mode, in_use),
-                    _ => self.set_mode(mode, Vec::new()),
+                Some(Mode::Enforce) => match found_out {
+                    Some(FoundOut::InUse(in_use)) => self.set_mode(Mode::Enforce, in_use),
+                    _ => self.set_mode(Mode::Enforce, Vec::new()),
                 },
             },
             Request::Reload { skip_preflight } => match found_out {
@@ -68,6 +68,8 @@ impl Agent {
             },
             Request::Usb => self.usb_devices(),
             Request::UsbAllowOnce { port } => self.allow_usb_once(&port),
+            Request::History => self.write_history(),
+            Request::ExpectDenied { path } => self.expect_denied(&path),
             Request::BreakGlass { token } => self.break_glass(&token),
             Request::Confirm => self.confirm(),
             Request::Rollback { cause } => match found_out {
@@ -107,14 +109,20 @@ impl Agent {
         });
     }
 
-    /// Hashes everything that runs in another thread, and sends the request again with what was
-    /// found.
+    /// Hashes everything that runs, and what has run and would be refused, in another thread, and sends
+    /// the request again with what was found.
     fn look_what_runs(&self, request: Request, answer: oneshot::Sender<Answer>) {
         let Some(commands) = self.commands.clone() else { return };
         let looking = self.signatures.as_ref().map(Signatures::looking);
+        // A token lifts enforcement to repair something; what was done under it must not keep it lifted.
+        let suspects = match &self.deployment.glass {
+            Some(_) => Vec::new(),
+            None => self.history.suspects(|digest| self.gates.rule(digest).ok().flatten()),
+        };
         tokio::spawn(async move {
             let look = move || {
-                let in_use = preflight::in_use();
+                let mut in_use = preflight::in_use();
+                preflight::add_suspects(&mut in_use, suspects);
                 if let Some(looking) = looking {
                     looking.at_what_runs(&in_use);
                 }
@@ -162,6 +170,7 @@ impl Agent {
         }
         if mode == Mode::Enforce {
             self.glass_is_whole();
+            self.settle_history();
         }
     }
 

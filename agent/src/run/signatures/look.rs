@@ -338,10 +338,7 @@ impl Work {
 
 impl From<&Looked> for SignatureAnswer {
     fn from(looked: &Looked) -> Self {
-        let words = |kinds: Kinds| {
-            let words = Kinds::WORDS.iter().filter(|(kind, _)| kinds.intersects(*kind));
-            words.map(|(_, word)| (*word).to_owned()).collect()
-        };
+        let words = |kinds: Kinds| kinds.words().map(str::to_owned).collect();
         let kinds = looked.vouched.iter().fold(Kinds::NONE, |all, (kinds, _)| all.union(*kinds));
         let signed: Vec<SignedBy> = looked.vouched.iter().map(|(_, by)| by.clone()).collect();
         let refused = looked.rejected.iter().map(|(reason, message)| SignatureRefused {

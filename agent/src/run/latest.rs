@@ -9,9 +9,9 @@ const REMEMBERED: usize = 1000;
 
 /// The latest records.
 #[derive(Default)]
-pub struct History(VecDeque<Line>);
+pub struct Latest(VecDeque<Line>);
 
-impl History {
+impl Latest {
     /// Remembers a record, and forgets the oldest if there are too many.
     pub fn push(&mut self, line: Line) {
         if self.0.len() >= REMEMBERED {

@@ -1,0 +1,154 @@
+//! The history as a file: JSON lines, a head and then one for each artifact.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read as _, Write},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{Artifact, History, MAX_ARTIFACTS};
+use crate::durable;
+
+/// The file in the agent's folder for state.
+pub const FILE: &str = "history.jsonl";
+
+/// Version of the form.
+const FORMAT: u32 = 1;
+
+/// Bytes of a line: a path of 4,096 bytes, each escaped and once more in hexadecimal, and some names.
+const MAX_LINE: u64 = 64 << 10;
+
+/// Why a history cannot be read.
+#[derive(Debug, Error)]
+pub enum HistoryError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error("{}:{line}: {why}; `portcullis history -o FILE` writes it anew", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Where, counted from 1.
+        line: u64,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The first line.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    portcullis_history: u32,
+    #[serde(default)]
+    since: Option<Timestamp>,
+    written: Timestamp,
+    forgotten: u64,
+}
+
+impl History {
+    /// Reads a history.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not what was written.
+    pub fn read(path: &Path) -> Result<Self, HistoryError> {
+        let fail = |source| HistoryError::File { path: path.to_owned(), source };
+        let file = File::open(path).map_err(fail)?;
+        if !file.metadata().map_err(fail)?.is_file() {
+            return Err(fail(io::Error::other("is not a file")));
+        }
+        let mut lines = Lines { path, reader: BufReader::new(file), number: 0 };
+        let Some(head) = lines.next::<Head>()? else {
+            return Err(lines.damaged("is empty"));
+        };
+        if head.portcullis_history != FORMAT {
+            let found = head.portcullis_history;
+            let why = format!("format {found} is not known here, only {FORMAT}");
+            return Err(lines.damaged(why));
+        }
+        let mut history = Self { since: head.since, forgotten: head.forgotten, ..Self::default() };
+        while let Some(artifact) = lines.next::<Artifact>()? {
+            if history.len() >= MAX_ARTIFACTS {
+                return Err(lines.damaged(format!("more than {MAX_ARTIFACTS} artifacts")));
+            }
+            history.insert(artifact);
+        }
+        Ok(history)
+    }
+
+    /// The history as it is written, which is then not changed any more.
+    pub fn take_text(&mut self) -> Vec<u8> {
+        (self.changed, self.has_news) = (false, false);
+        let mut text = Vec::new();
+        // Writing to memory does not fail, and every member can be written as JSON.
+        let _ = self.write_to(&mut text);
+        text
+    }
+
+    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        let head = Head {
+            portcullis_history: FORMAT,
+            since: self.since,
+            written: Timestamp::now(),
+            forgotten: self.forgotten,
+        };
+        serde_json::to_writer(&mut *out, &head)?;
+        out.write_all(b"\n")?;
+        for artifact in self.artifacts() {
+            serde_json::to_writer(&mut *out, artifact)?;
+            out.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a history durably, whole or not at all.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+    durable::replace(path, |out| out.write_all(text))
+}
+
+struct Lines<'a> {
+    path: &'a Path,
+    reader: BufReader<File>,
+    number: u64,
+}
+
+impl Lines<'_> {
+    fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, HistoryError> {
+        let mut line = Vec::new();
+        self.number += 1;
+        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line);
+        let read =
+            read.map_err(|source| HistoryError::File { path: self.path.to_owned(), source })?;
+        if read == 0 {
+            return Ok(None);
+        }
+        if line.pop() != Some(b'\n') {
+            return Err(self.damaged("was cut short, or is longer than any line that was written"));
+        }
+        match serde_json::from_slice(&line) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => Err(self.damaged(error)),
+        }
+    }
+
+    fn damaged(&self, why: impl ToString) -> HistoryError {
+        HistoryError::Damaged {
+            path: self.path.to_owned(),
+            line: self.number,
+            why: why.to_string(),
+        }
+    }
+}
