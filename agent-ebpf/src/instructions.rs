@@ -3,7 +3,9 @@
 //! Atomic read-modify-write on map values: the targets declare no compare-and-swap, while the
 //! kernel has had it since 5.12. And a branch that stays one.
 
-use core::arch::asm;
+use core::{arch::asm, mem::transmute};
+
+use portcullis_common::{Outcome, Reason};
 
 /// Adds `amount` to `*number`.
 ///
@@ -109,6 +111,20 @@ pub fn any(number: u64) -> u64 {
         );
     }
     same
+}
+
+/// The same reason, of which the verifier knows nothing any more.
+#[inline(always)]
+pub fn any_reason(reason: Reason) -> Reason {
+    // SAFETY: `any` gives back the number that it was given.
+    unsafe { transmute::<u8, Reason>(any(reason as u64) as u8) }
+}
+
+/// The same outcome, likewise.
+#[inline(always)]
+pub fn any_outcome(outcome: Outcome) -> Outcome {
+    // SAFETY: as above.
+    unsafe { transmute::<u8, Outcome>(any(outcome as u64) as u8) }
 }
 
 /// `-EPERM` if `refuse`, else 0: what a gate returns.

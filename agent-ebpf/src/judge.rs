@@ -127,10 +127,14 @@ unsafe fn judge_in_full(
     if is_own_mapping {
         wanted = wanted.union(Kinds::EXECUTABLE);
     }
+    let wanted = Kinds(instructions::any(u64::from(wanted.0)) as u8);
     // SAFETY: the contract of this function.
     unsafe {
-        let appraisal = appraise(hook, file, inode, wanted);
-        conclude(hook, file, inode, wanted, is_own_mapping, &appraisal)
+        let mut appraisal = appraise(hook, file, inode, wanted);
+        let zero = instructions::any(0);
+        appraisal.forget(zero);
+        let wanted = Kinds(wanted.0 ^ zero as u8);
+        conclude(hook, file, inode, wanted, u64::from(is_own_mapping) ^ zero != 0, &appraisal)
     }
 }
 
@@ -170,9 +174,10 @@ unsafe fn conclude(
         None => Reason::Listed,
         Some(reason) => reason,
     };
+    let reason = instructions::any_reason(reason);
     let refused =
         reason as u8 != Reason::Listed as u8 && reason as u8 != Reason::VerifiedFilesystem as u8;
-    let outcome = outcome(appraisal.active, refused);
+    let outcome = instructions::any_outcome(outcome(appraisal.active, refused));
     // The verdict stands; everything from here on only tells of it.
     count_outcome(gate, outcome, reason);
     if gate as u8 == Gate::Exec as u8 {

@@ -4,6 +4,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use portcullis_common::{Gate, Kinds, Reason};
 
 use crate::{
+    instructions::any,
     judge::{Hook, judge, judge_without_file},
     layout::{
         LOADING_FIRMWARE, LOADING_KEXEC_IMAGE, LOADING_KEXEC_INITRAMFS, LOADING_MODULE,
@@ -34,7 +35,7 @@ pub fn gate_kernel_read_file(ctx: LsmContext) -> i32 {
 /// What a file is read for, by its number in this kernel.
 #[inline(always)]
 pub fn kind_of_file(id: u32) -> Kinds {
-    if id == READING_MODULE.load() || id == READING_MODULE_COMPRESSED.load() {
+    let kinds = if id == READING_MODULE.load() || id == READING_MODULE_COMPRESSED.load() {
         Kinds::MODULE
     } else if id == READING_FIRMWARE.load() {
         Kinds::FIRMWARE
@@ -42,7 +43,8 @@ pub fn kind_of_file(id: u32) -> Kinds {
         Kinds::KEXEC
     } else {
         Kinds::NONE
-    }
+    };
+    Kinds(any(u64::from(kinds.0)) as u8)
 }
 
 /// `int kernel_load_data(enum kernel_load_data_id id, bool contents)`, 5.10 to 7.2; sleepable in

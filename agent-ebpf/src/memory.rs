@@ -82,11 +82,13 @@ pub fn judge_memory(reason: Reason) -> i32 {
         }
         appraisal.digest = digest;
     }
+    appraisal.forget(instructions::any(0));
     let outcome = if active.choices().contains(Choices::MEMORY_DENIED) {
         outcome(active, true)
     } else {
         Outcome::Report
     };
+    let outcome = instructions::any_outcome(outcome);
     let denied = outcome as u8 == Outcome::Deny as u8;
     count_outcome(Gate::Memory, outcome, reason);
     if !tell_once(&program, active.generation()) || denied {

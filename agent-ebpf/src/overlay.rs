@@ -15,7 +15,10 @@ use portcullis_common::{OverlayLayout, Reason};
 use crate::{
     appraisal::is_regular,
     instructions,
-    layout::{DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data},
+    layout::{
+        DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data,
+        inode_filesystem,
+    },
     maps::{
         LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem, remember_layer,
         was_opened_as_layer,
@@ -24,6 +27,16 @@ use crate::{
 
 /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
 pub const MAGIC: u64 = 0x794c_7630;
+
+/// Whether this is a merged file.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn is_merged(inode: *const Inode) -> bool {
+    // SAFETY: by the contract.
+    unsafe { inode_filesystem(inode) == MAGIC }
+}
 
 /// 1 if the kernel lets programs read its memory, else 0, and everything below is cut out.
 #[unsafe(no_mangle)]

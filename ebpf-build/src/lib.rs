@@ -11,11 +11,15 @@
 use std::{
     env,
     ffi::OsString,
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
 use thiserror::Error;
 
 /// The environment variable that picks one kind of toolchain: `distribution` or `nightly`.
@@ -51,6 +55,9 @@ pub enum Error {
     /// The compiler said no.
     #[error("compiling the kernel programs failed:\n{0}")]
     Compile(String),
+    /// The compiled programs cannot be made smaller.
+    #[error("{path}: cannot be stripped: {why}", path = .0.display(), why = .1)]
+    Strip(PathBuf, String),
     /// There is no home to put a cache into.
     #[error("neither {CACHE}, XDG_CACHE_HOME nor HOME is set")]
     NoHome,
@@ -233,8 +240,32 @@ pub fn compile(
             source,
         })?;
     if output.status.success() {
-        Ok(out.join(target).join("release").join(OBJECT))
+        let object = out.join(target).join("release").join(OBJECT);
+        let stripped = out.join(OBJECT);
+        strip(&object, &stripped)?;
+        Ok(stripped)
     } else {
         Err(Error::Compile(String::from_utf8_lossy(&output.stderr).into_owned()))
     }
+}
+
+/// Leaves out what only debuggers read, which is five sixths of the object. The kernel is told of
+/// types and lines by `.BTF` and `.BTF.ext`, which stay, but are made from it.
+fn strip(from: &Path, to: &Path) -> Result<(), Error> {
+    let told = |why: String| Error::Strip(from.to_owned(), why);
+    let bytes = fs::read(from).map_err(|error| told(error.to_string()))?;
+    let mut builder = Builder::read(&*bytes).map_err(|error| told(error.to_string()))?;
+    for section in &mut builder.sections {
+        let name = &section.name;
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // The compiler has one table of names for sections and symbols, the writer wants two.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    builder.delete_orphans();
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped).map_err(|error| told(error.to_string()))?;
+    fs::write(to, stripped).map_err(|error| Error::Strip(to.to_owned(), error.to_string()))
 }
