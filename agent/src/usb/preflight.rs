@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     device::{Device, Folder, present},
+    hold::Places,
     rules::{Action, Rules, Verdict, decide, rule_for},
 };
 use crate::event::human::Plain;
@@ -36,6 +37,13 @@ pub fn lost(devices: &Path, rules: &Rules) -> Vec<Device> {
     // What locks people out comes first.
     lost.sort_by_key(|device| !device.may_be_keyboard());
     lost
+}
+
+/// Why these rules would take devices away that are in use here, if they would.
+#[must_use]
+pub fn refusal_by(rules: &Rules) -> Option<String> {
+    let lost = lost(&Places::default().devices, rules);
+    (!lost.is_empty()).then(|| refusal(&lost))
 }
 
 /// The devices, with the rules that would let them in.

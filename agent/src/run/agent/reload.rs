@@ -23,6 +23,7 @@ use crate::{
         verified_kinds,
     },
     sync::lock,
+    usb::preflight as usb_preflight,
 };
 
 /// A policy that was read, with all that takes long.
@@ -33,6 +34,8 @@ pub struct Candidate {
     prepared: Prepared,
     /// What runs and would be refused, if that was asked for.
     refused: Vec<InUse>,
+    /// Why it would take USB devices away that are in use, if that was asked for and it would.
+    usb: Option<String>,
     /// The bundle that it came in, if it did.
     pub(super) offer: Option<Offer>,
 }
@@ -68,8 +71,9 @@ impl Reading {
         let prepared = catalogs::prepare(&base, &self.places, self.in_kernel)
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
         let policy = &prepared.policy;
-        let mut refused = Vec::new();
+        let (mut refused, mut usb) = (Vec::new(), None);
         if look(policy) {
+            usb = policy.usb.as_ref().and_then(|rules| usb_preflight::refusal_by(rules));
             let rule = |digest: &_| policy.rule(digest);
             let suspects = lock(&self.history).suspects(Timestamp::now(), rule);
             let verified = verified_kinds(policy);
@@ -79,7 +83,7 @@ impl Reading {
             refused = preflight::refused(in_use, rule, verified);
             refused = signatures::without_signed(refused, policy);
         }
-        Ok(Candidate { base: Arc::new(base), prepared, refused, offer: None })
+        Ok(Candidate { base: Arc::new(base), prepared, refused, usb, offer: None })
     }
 }
 
@@ -132,6 +136,9 @@ impl Agent {
         }
         if !candidate.refused.is_empty() {
             return Err(preflight_refusal(&candidate.refused));
+        }
+        if let Some(message) = &candidate.usb {
+            return Err(refusal(1, message));
         }
         if let Some(what) = self.needs_restart(policy) {
             let message = format!("the policy {what} that this agent has not; start it again");

@@ -148,8 +148,7 @@ impl Agent {
     /// Why enforcing would take devices away that are in use, if it would.
     pub(super) fn usb_refusal(&self) -> Option<String> {
         let usb = self.usb.as_ref().filter(|_| self.mode() == Mode::Audit)?;
-        let lost = preflight::lost(&Places::default().devices, usb.keeper.rules());
-        (!lost.is_empty()).then(|| preflight::refusal(&lost))
+        preflight::refusal_by(usb.keeper.rules())
     }
 
     /// What the status page says.
