@@ -95,7 +95,7 @@ pub struct Use {
     pub last_ran: Option<Timestamp>,
     /// When it last ran although the policy did not allow it.
     pub last_would_deny: Option<Timestamp>,
-    /// Why it was or would have been refused the last time.
+    /// Why it was or would have been refused the last time, or that its filesystem is what was trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Whether it was decided since it last ran that it shall be refused.
@@ -278,7 +278,8 @@ impl Artifact {
         if decision.outcome == "would-deny" {
             one.last_would_deny = one.last_would_deny.max(Some(time));
         }
-        if decision.outcome != "allow" && one.reason.as_deref() != Some(decision.reason) {
+        let is_told = decision.outcome != "allow" || decision.reason == suspects::VERIFIED;
+        if is_told && one.reason.as_deref() != Some(decision.reason) {
             one.reason = Some(decision.reason.into());
         }
         known.is_none() || is_first

@@ -16,6 +16,9 @@ pub const RECENT: SignedDuration = SignedDuration::from_hours(7 * 24);
 const LASTING: [&str; 6] =
     ["filesystem", "too-large", "hash-failed", "wrong-algorithm", "not-a-file", "unsealed"];
 
+/// Why something is allowed that no rule names.
+pub(super) const VERIFIED: &str = "verified-filesystem";
+
 /// Something that has run and would be refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspect {
@@ -60,18 +63,30 @@ impl History {
         found
     }
 
-    /// Enforcement begins: what ran without the policy's leave until now, and is refused by `rule` from now
-    /// on, is so by decision, and stands in nobody's way any more.
+    /// A policy is enforced from now on. What ran without the policy's leave until now, and is refused by
+    /// `rule`, is so by decision, and stands in nobody's way any more.
     pub fn settle(&mut self, rule: impl Fn(&Digest) -> Option<Rule>) {
+        self.settle_those(rule, |one| one.last_ran == one.last_would_deny);
+    }
+
+    /// Another policy is enforced from now on. What ran by leave of the one before, and is refused by `rule`,
+    /// is so by decision as well: otherwise every policy after this one would be asked about it.
+    pub fn settle_dropped(&mut self, rule: impl Fn(&Digest) -> Option<Rule>) {
+        // What a verified filesystem lets run is in no rule.
+        self.settle_those(rule, |one| one.reason.as_deref() != Some(VERIFIED));
+    }
+
+    fn settle_those(
+        &mut self,
+        rule: impl Fn(&Digest) -> Option<Rule>,
+        which: impl Fn(&Use) -> bool,
+    ) {
         for artifact in self.artifacts.values_mut() {
             let digest = artifact.digest.as_deref().and_then(|text| digest::parse(text).ok());
             let rule = digest.as_ref().and_then(&rule).unwrap_or_default();
-            for one in &mut artifact.uses {
-                let ran_against_policy =
-                    one.last_ran.is_some() && one.last_ran == one.last_would_deny;
-                if ran_against_policy
-                    && (!rule.kinds.intersects(one.kinds) || one.is_refused_for_good())
-                {
+            for one in artifact.uses.iter_mut().filter(|one| one.last_ran.is_some()) {
+                let is_refused = !rule.kinds.intersects(one.kinds) || one.is_refused_for_good();
+                if is_refused && which(one) {
                     one.settled = true;
                     self.changed = true;
                 }

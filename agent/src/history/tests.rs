@@ -131,6 +131,25 @@ fn what_is_refused_by_decision_stands_in_nobodys_way() {
 }
 
 #[test]
+fn what_a_policy_dropped_is_asked_about_once() {
+    let mut history = History::default();
+    history.note(at(0), &decision("allow", "/opt/pump", Some(PUMP)));
+    let other = "b".repeat(64);
+    let verified =
+        Decision { reason: "verified-filesystem", ..decision("allow", "/v", Some(&other)) };
+    history.note(at(0), &verified);
+    assert_eq!(history.suspects(at(1), unlisted).len(), 2);
+    // Put in force all the same.
+    history.settle_dropped(unlisted);
+    let left = history.suspects(at(1), unlisted);
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left[0].path.to_str(), Some("/v"), "no rule says whether it is refused");
+    // A policy that lists it came back, and it ran.
+    history.note(at(2), &decision("allow", "/opt/pump", Some(PUMP)));
+    assert_eq!(history.suspects(at(3), unlisted).len(), 2);
+}
+
+#[test]
 fn what_no_list_mends_is_suspect_until_it_is_allowed() {
     let mut history = History::default();
     let refused = Decision { reason: "filesystem", ..decision("would-deny", "/mnt/x", Some(PUMP)) };

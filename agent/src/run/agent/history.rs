@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use portcullis_common::{Digest, Rule};
+use portcullis_common::{Digest, Mode, Rule};
 
 use super::Agent;
 use crate::{
@@ -147,6 +147,14 @@ impl Agent {
     pub(super) fn settle_history(&mut self) {
         let rule = |digest: &Digest| self.gates.rule(digest).ok().flatten();
         lock(&self.history.history).settle(rule);
+    }
+
+    /// Another policy is enforced, so that what it refuses is refused by decision.
+    pub(super) fn settle_dropped(&mut self) {
+        if self.mode() == Mode::Enforce {
+            let rule = |digest: &Digest| self.gates.rule(digest).ok().flatten();
+            lock(&self.history.history).settle_dropped(rule);
+        }
     }
 
     /// Lets what ran from a path without the policy's leave not stand in the way any more.

@@ -159,6 +159,7 @@ impl Agent {
         let switched = self.put_in_force(&policy, rules, cause);
         switched
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
+        self.settle_dropped();
         self.take_found(found);
         // Before the next look at the folder, which would put the policy before in force again.
         let watched = self.watch_catalogs(&base);
