@@ -4,6 +4,7 @@
 //! where a file turns into running code and look its digest up in an allowlist; what is here
 //! loads them, fills the allowlist from the operator's policy, and tells what they decided.
 
+pub mod api;
 pub mod artifact;
 pub mod catalog;
 pub mod cli;

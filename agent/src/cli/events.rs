@@ -2,7 +2,11 @@
 
 use std::{io::BufRead, process::ExitCode};
 
-use super::{OrExit, Outcome, UNAVAILABLE, output};
+use super::{
+    OrExit, Outcome, UNAVAILABLE,
+    fleet::{self, Remote},
+    output,
+};
 use crate::control::{Request, client};
 
 #[derive(clap::Args)]
@@ -13,9 +17,14 @@ pub struct Args {
     /// As JSON lines (docs/events.md)
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 pub fn events(args: &Args) -> Outcome {
+    if let Some(fleet) = args.remote.fleet()? {
+        return fleet::events(&fleet, args.follow, args.json);
+    }
     let lines = client::ask(&Request::Events { follow: args.follow, json: args.json })?;
     for (index, line) in lines.lines().enumerate() {
         let line = line.or_exit(UNAVAILABLE)?;

@@ -6,6 +6,7 @@ mod catalog;
 mod doctor;
 mod events;
 mod explain;
+mod fleet;
 mod history;
 mod import;
 mod key;
@@ -102,6 +103,12 @@ trait OrExit<T> {
 impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, code: u8) -> Result<T, Failure> {
         self.map_err(|error| Failure { code, error: error.into() })
+    }
+}
+
+impl From<crate::api::client::AskError> for Failure {
+    fn from(error: crate::api::client::AskError) -> Self {
+        Self { code: error.exit_code(), error: error.into() }
     }
 }
 

@@ -45,10 +45,10 @@ pub enum Verb {
     Learn(learn::Args),
     /// Say whether a policy or bundle would refuse what has run
     Test(policy_test::Args),
-    /// Put a signed bundle in force on this device
+    /// Put a signed bundle in force on this device, or on others
     Push(push::PushArgs),
     /// Keep the bundle that is tried
-    Confirm,
+    Confirm(push::ConfirmArgs),
     /// Put in force what was before the bundle that is in force
     Rollback(push::RollbackArgs),
 }
@@ -97,7 +97,7 @@ pub fn policy(verb: &Verb) -> Outcome {
         Verb::Learn(args) => learn::learn(args),
         Verb::Test(args) => policy_test::test(args),
         Verb::Push(args) => push::push(args),
-        Verb::Confirm => push::confirm(),
+        Verb::Confirm(args) => push::confirm(args),
         Verb::Rollback(args) => push::rollback(args),
     }
 }

@@ -1,4 +1,4 @@
-//! `portcullis policy push`, `confirm` and `rollback`: bundles on this device.
+//! `portcullis policy push`, `confirm` and `rollback`: bundles on this device, or on others.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -6,8 +6,13 @@ use anyhow::{Context, anyhow};
 use jiff::SignedDuration;
 use serde::Deserialize;
 
-use super::{BAD_INPUT, OrExit, Outcome, output};
+use super::{
+    BAD_INPUT, OrExit, Outcome,
+    fleet::{self, Plan, Remote, Stages},
+    output,
+};
 use crate::{
+    api::client::Ask,
     control::{PushAnswer, Request, client},
     event::{PolicyId, human::Named},
 };
@@ -23,6 +28,28 @@ pub struct PushArgs {
     /// Show the answer as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    remote: Remote,
+    /// Go on stage by stage, up to so many devices or percent of them, and no further than the first
+    /// stage that goes wrong: for example 1,10%,100%
+    #[arg(long = "stage", value_name = "STAGES")]
+    stages: Option<Stages>,
+    /// Look at the devices of a stage so long after it was pushed, for example 2m; if one is worse than
+    /// before, or failed, the stage has gone wrong (default with --stage: 30s)
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    settle: Option<u64>,
+    /// Confirm on the devices of each stage that has gone well
+    #[arg(long, requires = "confirm_within")]
+    confirm: bool,
+}
+
+#[derive(clap::Args)]
+pub struct ConfirmArgs {
+    /// Show the answers of devices as JSON lines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 #[derive(clap::Args)]
@@ -30,16 +57,34 @@ pub struct RollbackArgs {
     /// Why, for the event
     #[arg(long, value_name = "TEXT", default_value = "policy rollback")]
     because: String,
+    /// Show the answers of devices as JSON lines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 /// A time for people in seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub fn seconds(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<SignedDuration>().ok();
     let seconds = parsed.and_then(|time| u64::try_from(time.as_secs()).ok());
     seconds.filter(|seconds| *seconds > 0).ok_or_else(|| "write a time as 90s, 5m or 2h".to_owned())
 }
 
 pub fn push(args: &PushArgs) -> Outcome {
+    if let Some(fleet) = args.remote.fleet()? {
+        let plan = Plan {
+            confirm_within: args.confirm_within,
+            stages: args.stages.clone(),
+            settle: args.settle,
+            confirm: args.confirm,
+        };
+        return fleet::push(&fleet, &args.bundle, &plan, args.json);
+    }
+    if args.stages.is_some() || args.settle.is_some() || args.confirm {
+        let error = anyhow!("--stage, --settle and --confirm are for devices; --device names one");
+        return Err(error).or_exit(BAD_INPUT);
+    }
     // The agent reads it itself, from its own folder.
     let full = std::fs::canonicalize(&args.bundle)
         .with_context(|| format!("cannot read {}", args.bundle.display()))
@@ -74,13 +119,20 @@ struct Answer {
     policy: PolicyId,
 }
 
-pub fn confirm() -> Outcome {
+pub fn confirm(args: &ConfirmArgs) -> Outcome {
+    if let Some(fleet) = args.remote.fleet()? {
+        return fleet::ask_all(&fleet, "confirming", &Ask::Confirm, args.json);
+    }
     let Answer { policy } = client::ask_json(&Request::Confirm)?;
     output::print(&format!("policy {} stays in force\n", Named(&policy)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub fn rollback(args: &RollbackArgs) -> Outcome {
+    if let Some(fleet) = args.remote.fleet()? {
+        let ask = Ask::Rollback { because: args.because.clone() };
+        return fleet::ask_all(&fleet, "rolling back", &ask, args.json);
+    }
     let request = Request::Rollback { cause: args.because.clone() };
     let Answer { policy } = client::ask_json(&request)?;
     output::print(&format!("policy {} is in force again\n", Named(&policy)))?;

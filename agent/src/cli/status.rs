@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fmt::Write, process::ExitCode};
 use anyhow::anyhow;
 use serde::Deserialize;
 
-use super::{Failure, NO, Outcome, UNAVAILABLE, output};
+use super::{
+    Failure, NO, Outcome, UNAVAILABLE,
+    fleet::{self, Remote},
+    output,
+};
 use crate::{
     catalog::Refused,
     control::{
@@ -22,20 +26,26 @@ pub struct Args {
     /// As JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 /// The agent's status as far as it is shown here.
 #[derive(Deserialize)]
-struct Page {
+pub struct Page {
     pid: u32,
-    version: String,
+    /// The agent's version.
+    pub version: String,
     started: jiff::Timestamp,
     backend: String,
     degraded: bool,
-    mode: String,
-    policy: PolicyId,
+    /// The mode in force.
+    pub mode: String,
+    /// The policy in force.
+    pub policy: PolicyId,
     digests: usize,
-    health: String,
+    /// `ok`, `warning` or `failed`.
+    pub health: String,
     checks: Vec<CheckRow>,
     gates: Vec<GateRow>,
     sinks: Vec<SinkStatus>,
@@ -70,7 +80,19 @@ struct GateRow {
     counters: BTreeMap<String, u64>,
 }
 
+impl Page {
+    /// What is not well, in a line.
+    pub fn why(&self) -> String {
+        let bad = self.checks.iter().filter(|check| check.state != "ok");
+        let told: Vec<_> = bad.map(|check| format!("{}: {}", check.title, check.found)).collect();
+        told.join("; ")
+    }
+}
+
 pub fn status(args: &Args) -> Outcome {
+    if let Some(fleet) = args.remote.fleet()? {
+        return fleet::status(&fleet, args.json);
+    }
     let text = client::ask_text(&Request::Status).map_err(|error| match error {
         ClientError::NoAgent => no_agent(),
         error => error.into(),
@@ -94,7 +116,8 @@ fn no_agent() -> Failure {
     Failure { code: UNAVAILABLE, error }
 }
 
-fn show(page: &Page) -> String {
+/// For people.
+pub fn show(page: &Page) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = writeln!(

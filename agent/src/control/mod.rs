@@ -1,6 +1,7 @@
 //! How the commands talk to the agent: one JSON request in a line over a local socket that only
 //! root can open, one JSON answer in a line. Only `events` is answered with more lines.
 
+pub mod caller;
 pub mod client;
 pub mod server;
 

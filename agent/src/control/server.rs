@@ -1,6 +1,7 @@
 //! The agent's side of the socket.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -22,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    control::{MAX_REQUEST, Refusal, Request},
+    control::{MAX_REQUEST, Refusal, Request, caller::Caller},
     run::{agent::reload::Candidate, preflight::InUse, sink::Line},
 };
 
@@ -40,6 +41,34 @@ pub struct Command {
     pub answer: oneshot::Sender<Answer>,
     /// What had to be found out first, which takes long.
     pub found_out: Option<FoundOut>,
+    /// Who asks; none if it is the agent itself.
+    pub by: Option<Caller>,
+}
+
+/// Where the answer to a request goes, and who gets it.
+pub struct Asker {
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Answer>,
+    /// Who asks; none if it is the agent itself.
+    pub by: Option<Caller>,
+}
+
+impl Asker {
+    /// The agent itself, which needs no answer.
+    pub fn nobody() -> Self {
+        Self { answer: oneshot::channel().0, by: None }
+    }
+
+    /// Answers; the asker may have gone.
+    pub fn tell(self, answer: Answer) {
+        let _ = self.answer.send(answer);
+    }
+
+    /// The request again, with what had to be found out.
+    pub fn again(self, request: Request, found_out: FoundOut) -> Command {
+        let Self { answer, by } = self;
+        Command { request, answer, found_out: Some(found_out), by }
+    }
 }
 
 /// What is found out in another thread before a request is done.
@@ -57,14 +86,48 @@ pub enum Answer {
     /// Not done.
     Refused(Refusal),
     /// Lines of text.
-    Lines {
-        /// Those that exist.
-        past: Vec<Line>,
-        /// Those to come, if they are wanted.
-        to_come: Option<broadcast::Receiver<Line>>,
-        /// Whether in JSON.
-        json: bool,
-    },
+    Lines(Lines),
+}
+
+/// Records as lines of text.
+pub struct Lines {
+    /// Those that exist.
+    past: VecDeque<Line>,
+    /// Those to come, if they are wanted.
+    to_come: Option<broadcast::Receiver<Line>>,
+    /// Whether in JSON.
+    json: bool,
+}
+
+impl Lines {
+    /// Those that exist, and those to come, if they are wanted.
+    pub fn new(past: Vec<Line>, to_come: Option<broadcast::Receiver<Line>>, json: bool) -> Self {
+        Self { past: past.into(), to_come, json }
+    }
+
+    /// Whether they are in JSON.
+    pub const fn are_json(&self) -> bool {
+        self.json
+    }
+
+    /// The next one; waits for it if more are wanted.
+    pub async fn next(&mut self) -> Option<Arc<str>> {
+        let json = self.json;
+        let text = |line: Line| if json { line.json } else { line.human };
+        if let Some(line) = self.past.pop_front() {
+            return Some(text(line));
+        }
+        let to_come = self.to_come.as_mut()?;
+        match to_come.recv().await {
+            Ok(line) => Some(text(line)),
+            Err(RecvError::Lagged(count)) => Some(if json {
+                format!("{{\"type\":\"lost\",\"stage\":\"follower\",\"count\":{count}}}").into()
+            } else {
+                format!("lost {count} events: this follower was too slow").into()
+            }),
+            Err(RecvError::Closed) => None,
+        }
+    }
 }
 
 /// An answer with `value`.
@@ -143,36 +206,34 @@ async fn serve(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resul
         Ok(request) => request,
         Err(error) => return refuse(&mut write, 2, &format!("not a request: {error}")).await,
     };
-    let (answer, reply) = oneshot::channel();
-    let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-    commands.send(Command { request, answer, found_out: None }).await.map_err(|_| gone(()))?;
-    match reply.await.map_err(|_| gone(()))? {
+    let pid = peer.pid().filter(|pid| *pid > 0);
+    let by = Caller::Local { uid: peer.uid(), pid };
+    match ask(&commands, request, by).await? {
         Answer::Json(text) => write_line(&mut write, &text).await,
         Answer::Refused(refusal) => refuse(&mut write, refusal.code, &refusal.message).await,
-        Answer::Lines { past, to_come, json } => {
-            let text = |line: &Line| Arc::clone(if json { &line.json } else { &line.human });
-            for line in &past {
-                write_line(&mut write, &text(line)).await?;
+        Answer::Lines(mut lines) => {
+            while let Some(line) = lines.next().await {
+                write_line(&mut write, &line).await?;
             }
-            let Some(mut to_come) = to_come else { return Ok(()) };
-            loop {
-                match to_come.recv().await {
-                    Ok(line) => write_line(&mut write, &text(&line)).await?,
-                    Err(RecvError::Lagged(count)) => {
-                        let told = if json {
-                            format!(
-                                "{{\"type\":\"lost\",\"stage\":\"follower\",\"count\":{count}}}"
-                            )
-                        } else {
-                            format!("lost {count} events: this follower was too slow")
-                        };
-                        write_line(&mut write, &told).await?;
-                    }
-                    Err(RecvError::Closed) => return Ok(()),
-                }
-            }
+            Ok(())
         }
     }
+}
+
+/// Has the agent's loop do a request.
+///
+/// # Errors
+/// If the agent is ending.
+pub async fn ask(
+    commands: &mpsc::Sender<Command>,
+    request: Request,
+    by: Caller,
+) -> io::Result<Answer> {
+    let (answer, reply) = oneshot::channel();
+    let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+    let command = Command { request, answer, found_out: None, by: Some(by) };
+    commands.send(command).await.map_err(|_| gone())?;
+    reply.await.map_err(|_| gone())
 }
 
 async fn refuse(write: &mut OwnedWriteHalf, code: u8, message: &str) -> io::Result<()> {

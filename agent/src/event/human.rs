@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use crate::event::{Body, BundleChange, CatalogChange, Decision, Event, GlassChange, PolicyId};
+use crate::{
+    control::caller::Caller,
+    event::{
+        AccessRefused, Body, BundleChange, CatalogChange, Decision, Event, GlassChange, PolicyId,
+    },
+};
 
 /// Shows an event as one line. Control characters, which a hostile file name may contain, are
 /// escaped.
@@ -21,13 +26,14 @@ impl fmt::Display for Line<'_> {
                 "agent {version} started (pid {pid}): {mode} by {backend}, policy {}, {digests} digests",
                 Named(policy)
             ),
-            Body::ModeChanged { mode, policy } => {
-                write!(f, "mode is now {mode}, policy {}", Named(policy))
+            Body::ModeChanged { mode, policy, by } => {
+                write!(f, "mode is now {mode}, policy {}{}", Named(policy), By(by.as_ref()))
             }
             Body::Catalog(change) => write_catalog(f, change),
             Body::BreakGlass(change) => write_glass(f, change),
             Body::Bundle(change) => write_bundle(f, change),
             Body::Usb(change) => write!(f, "{change}"),
+            Body::AccessRefused(refused) => write_access(f, refused),
             Body::Signature(rejected) => write!(
                 f,
                 "signature on {} does not count ({}): {}",
@@ -35,8 +41,9 @@ impl fmt::Display for Line<'_> {
                 rejected.reason,
                 Plain(&rejected.message)
             ),
-            Body::PolicyChanged { policy, digests, cause } => {
-                write!(f, "policy {} now has {digests} digests: {cause}", Named(policy))
+            Body::PolicyChanged { policy, digests, cause, by } => {
+                let (policy, by) = (Named(policy), By(by.as_ref()));
+                write!(f, "policy {policy} now has {digests} digests: {cause}{by}")
             }
             Body::Health { check, state, found, mend } => {
                 write!(f, "health: {check} is {state}: {}", Plain(found))?;
@@ -60,20 +67,21 @@ impl fmt::Display for Line<'_> {
 }
 
 fn write_glass(f: &mut fmt::Formatter<'_>, change: &GlassChange) -> fmt::Result {
-    let GlassChange { state, signed, until, message } = change;
+    let GlassChange { state, signed, until, message, by } = change;
     match (*state, until) {
         ("lifted", Some(until)) => write!(f, "ENFORCEMENT IS LIFTED until {until:.0} by a token")?,
         ("over", _) => write!(f, "enforcement is not lifted any more: the policy decides again")?,
         _ => write!(f, "a token to lift enforcement was refused")?,
     }
-    for by in signed {
-        write!(f, ", signed by {}", by.signer.escape_debug())?;
+    for signer in signed {
+        write!(f, ", signed by {}", signer.signer.escape_debug())?;
     }
+    write!(f, "{}", By(by.as_ref()))?;
     message.as_ref().map_or(Ok(()), |message| write!(f, ": {}", Plain(message)))
 }
 
 fn write_bundle(f: &mut fmt::Formatter<'_>, change: &BundleChange) -> fmt::Result {
-    let BundleChange { state, bundle, signed, message, until } = change;
+    let BundleChange { state, bundle, signed, message, until, by } = change;
     match bundle {
         Some(bundle) => write!(f, "bundle {bundle}: {}", state.replace('-', " "))?,
         None => write!(f, "bundle {state}")?,
@@ -81,10 +89,23 @@ fn write_bundle(f: &mut fmt::Formatter<'_>, change: &BundleChange) -> fmt::Resul
     if let Some(until) = until {
         write!(f, " until {until:.0}, unless `portcullis policy confirm` keeps it")?;
     }
-    for by in signed {
-        write!(f, ", signed by {}", by.signer.escape_debug())?;
+    for signer in signed {
+        write!(f, ", signed by {}", signer.signer.escape_debug())?;
     }
+    write!(f, "{}", By(by.as_ref()))?;
     message.as_ref().map_or(Ok(()), |message| write!(f, ": {}", Plain(message)))
+}
+
+fn write_access(f: &mut fmt::Formatter<'_>, refused: &AccessRefused) -> fmt::Result {
+    let AccessRefused { reason, message, count, address, by } = refused;
+    match by {
+        Some(by) => write!(f, "refused over the network: {by}")?,
+        None => write!(f, "refused over the network: {address}")?,
+    }
+    if *count > 1 {
+        write!(f, " and {} more", count - 1)?;
+    }
+    write!(f, " ({reason}): {}", Plain(message))
 }
 
 fn write_catalog(f: &mut fmt::Formatter<'_>, change: &CatalogChange) -> fmt::Result {
@@ -242,6 +263,15 @@ fn mend(decision: &Decision) -> Option<String> {
             Some("to allow: add [[filesystem]] type = \"overlay\", and see docs/limits.md".into())
         }
         _ => None,
+    }
+}
+
+/// Who did something, if anybody did.
+struct By<'a>(Option<&'a Caller>);
+
+impl fmt::Display for By<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |by| write!(f, ", asked for by {by}"))
     }
 }
 

@@ -11,7 +11,7 @@ pub mod usb;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{catalog::SignedBy, deployment::Kept};
+use crate::{catalog::SignedBy, control::caller::Caller, deployment::Kept};
 
 /// Version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -64,6 +64,8 @@ pub enum Body {
         mode: &'static str,
         /// The policy in force.
         policy: PolicyId,
+        /// Who did it; none if the agent did so itself.
+        by: Option<Caller>,
     },
     /// A catalog came into force, left, or was refused.
     Catalog(Box<CatalogChange>),
@@ -73,6 +75,8 @@ pub enum Body {
     BreakGlass(Box<GlassChange>),
     /// A USB device came, went, or was judged.
     Usb(Box<usb::UsbChange>),
+    /// Somebody was refused at the door to the network.
+    AccessRefused(Box<AccessRefused>),
     /// A file carries a signature that does not count.
     Signature(Box<SignatureRejected>),
     /// What signers vouch for has changed, and the policy with it.
@@ -83,6 +87,8 @@ pub enum Body {
         digests: usize,
         /// What changed it.
         cause: &'static str,
+        /// Who did it; none if the agent did so itself.
+        by: Option<Caller>,
     },
     /// A health check changed its state.
     Health {
@@ -152,6 +158,8 @@ pub struct GlassChange {
     pub until: Option<Timestamp>,
     /// Why it was refused, for people.
     pub message: Option<String>,
+    /// Who used it; none if its time is over.
+    pub by: Option<Caller>,
 }
 
 /// What became of a bundle.
@@ -167,6 +175,23 @@ pub struct BundleChange {
     pub message: Option<String>,
     /// When it is taken back unless it is confirmed.
     pub until: Option<Timestamp>,
+    /// Who did it; none if the agent did so itself.
+    pub by: Option<Caller>,
+}
+
+/// Somebody who was refused at the door to the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AccessRefused {
+    /// Why, as a stable word.
+    pub reason: &'static str,
+    /// Why, for people.
+    pub message: String,
+    /// How many since the last such record with this reason; the rest tells of the latest.
+    pub count: u64,
+    /// Where they came from.
+    pub address: std::net::SocketAddr,
+    /// Who they are, if they have shown a certificate that counts.
+    pub by: Option<Caller>,
 }
 
 /// A signature on a file that does not count.

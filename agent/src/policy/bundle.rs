@@ -6,6 +6,7 @@
 mod archive;
 mod build;
 mod device;
+mod head;
 mod manifest;
 
 use std::{
@@ -31,7 +32,8 @@ use crate::{
 };
 
 pub use build::{BuildError, Options, build};
-pub use device::{DEVICE_FILE, Device};
+pub use device::{DEVICE_FILE, Device, placed};
+pub use head::Head;
 pub use manifest::{Manifest, Part, Target};
 
 /// Bytes of a bundle: a policy of two million digests.

@@ -31,6 +31,7 @@ use history::Keeping;
 use push::Deployment;
 
 use crate::{
+    api,
     control::{
         SOCKET,
         server::{self, Command},
@@ -42,7 +43,7 @@ use crate::{
         enrich::{Enricher, PolicyView, wall_time},
     },
     kernel::{check::Check, facts, mounts, pins::Pins, selftest},
-    policy::{Policy, trust::describe},
+    policy::{Policy, bundle::DEVICE_FILE, trust::describe},
     run::{
         RunError, Started, appraiser::Appraiser, backend::Backend, catalogs, health::Health,
         reappraise, recorder::Recorder, scripts::Scripts, signatures::Signatures, system,
@@ -109,6 +110,10 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
 
     let (sender, mut commands) = mpsc::channel(32);
     agent.commands = Some(sender.clone());
+    let (tell_api, mut told_by_api) = mpsc::channel(32);
+    let bundles_on_their_way = agent.places.bundles();
+    let (_api, api_check) =
+        api::start(Path::new(DEVICE_FILE), bundles_on_their_way, sender.clone(), tell_api);
     let _server = server::listen(Path::new(SOCKET), sender).map_err(|source| RunError::System {
         what: "listening at /run/portcullis/agent.sock",
         source,
@@ -126,6 +131,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.take_found(found);
     agent.take_checks(checks);
     agent.take_checks(vec![bundles]);
+    agent.take_checks(api_check.into_iter().collect());
     agent.tell_reverted(reverted.as_ref());
     agent.check_history();
     if agent.mode() == Mode::Enforce {
@@ -165,6 +171,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 }
             }
             Some(told) = reappraised.recv() => agent.reappraised(told),
+            Some(told) = told_by_api.recv() => agent.told_by_api(told),
             changed = mounts.ready_mut(Interest::PRIORITY) => {
                 changed.map_err(system("watching for filesystems that are mounted"))?.clear_ready();
                 agent.note_mounts();
@@ -464,6 +471,14 @@ impl Agent {
         }
         if self.trial_does_harm() {
             self.give_up_trial("a health check has failed since it is tried");
+        }
+    }
+
+    /// Takes in how the API is, and who was refused there.
+    fn told_by_api(&mut self, told: api::Told) {
+        match told {
+            api::Told::Check(check) => self.take_checks(vec![check]),
+            api::Told::Refused(refused) => self.recorder.record(Body::AccessRefused(refused)),
         }
     }
 

@@ -23,18 +23,18 @@ use crate::{
 /// Where the agent keeps bundles.
 pub(super) const KEPT: &str = "/var/lib/portcullis/bundles";
 /// Which device this is.
-const DEVICE: &str = "/etc/portcullis/device.toml";
+pub(super) const DEVICE: &str = "/etc/portcullis/device.toml";
 
 /// An operator's folder, with a program that policies list or not.
-struct Operator {
+pub(super) struct Operator {
     folder: PathBuf,
-    policy: Policy,
+    pub(super) policy: Policy,
     program: PathBuf,
 }
 
 impl Operator {
     /// A key, and the policy that trusts it, which is version 1 and does not list the program.
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let _ = fs::remove_dir_all(KEPT);
         let _ = fs::remove_file(DEVICE);
         let policy = base_policy(&[])?;
@@ -51,7 +51,7 @@ impl Operator {
         Ok(Self { folder, policy, program })
     }
 
-    fn path(&self, name: &str) -> Result<String> {
+    pub(super) fn path(&self, name: &str) -> Result<String> {
         Ok(text(&self.folder.join(name))?.to_owned())
     }
 
@@ -72,13 +72,13 @@ impl Operator {
     }
 
     /// A bundle of it, signed.
-    fn bundle(&self, version: u64, lists: bool, more: &[&str]) -> Result<String> {
+    pub(super) fn bundle(&self, version: u64, lists: bool, more: &[&str]) -> Result<String> {
         let bundle = self.unsigned(version, lists, more)?;
         expect(0, &["policy", "sign", &bundle, "--key", &self.path("ops.pem")?])?;
         Ok(bundle)
     }
 
-    fn unsigned(&self, version: u64, lists: bool, more: &[&str]) -> Result<String> {
+    pub(super) fn unsigned(&self, version: u64, lists: bool, more: &[&str]) -> Result<String> {
         let (policy, bundle) =
             (self.write(version, lists)?, self.path(&format!("v{version}.bundle"))?);
         let mut words = vec!["policy", "build", &policy, "-o", &bundle];
@@ -88,7 +88,7 @@ impl Operator {
     }
 
     /// The program runs, or it does not, and the status names this version.
-    fn holds(&self, version: u64, runs: bool, when: &str) -> Result<()> {
+    pub(super) fn holds(&self, version: u64, runs: bool, when: &str) -> Result<()> {
         // Which may be red.
         let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
         ensure!(status["policy"]["version"] == version, "{when}: {}", status["policy"]);
@@ -97,12 +97,12 @@ impl Operator {
         Ok(())
     }
 
-    fn start(&self) -> Result<Agent> {
+    pub(super) fn start(&self) -> Result<Agent> {
         Agent::start(&self.policy, "enforce", &["--skip-preflight"])
     }
 }
 
-fn wait_for(mark: events::Mark, state: &str) -> Result<Value> {
+pub(super) fn wait_for(mark: events::Mark, state: &str) -> Result<Value> {
     let wanted = |event: &Value| event["type"] == "bundle" && event["state"] == state;
     events::wait_for(mark, &format!("a bundle that is {state}"), wanted)
 }

@@ -16,6 +16,7 @@ mod attacks_write;
 mod attacks_writer;
 mod bad_input;
 mod bundles;
+mod bundles_network;
 mod catalogs;
 mod catalogs_hostile;
 mod churn;
@@ -124,6 +125,7 @@ pub const ALL: &[Scenario] = &[
     once("policy-push", bundles::life),
     once("policy-push-refused", bundles::refused),
     once("policy-push-killed", bundles::killed),
+    once("policy-push-network", bundles_network::pushed),
     usual("signatures", signatures::first_sight),
     usual("signatures-fs-verity", signatures::verity),
     once("signatures-rejected", signatures::rejected),

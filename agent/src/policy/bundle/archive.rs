@@ -1,9 +1,12 @@
 //! Tar archives in one form: what is not exactly as written here is not read, so that nothing can hide
 //! between the lines of a header.
 
-use std::{io, ops::Range};
+use std::{
+    io::{self, Read},
+    ops::Range,
+};
 
-use tar::{Archive, EntryType, Header};
+use tar::{Archive, Entry, EntryType, Header};
 
 use super::malformed;
 use crate::policy::trust::Why;
@@ -60,6 +63,26 @@ impl Writer {
     }
 }
 
+/// The name of an entry whose header stands at `position` as it is written here, and where the next one
+/// stands.
+///
+/// # Errors
+/// If it stands elsewhere, or is written otherwise.
+pub fn check_header(entry: &Entry<'_, impl Read>, position: u64) -> Result<(String, u64), Why> {
+    let name = String::from_utf8(entry.path_bytes().into_owned())
+        .map_err(|_| malformed("the name of an entry is not UTF-8"))?;
+    let odd =
+        || malformed(format!("the header of {} is not as it is written here", name.escape_debug()));
+    let expected = header(&name, entry.size()).map_err(|_| odd())?;
+    let is_next = entry.raw_header_position() == position;
+    if !is_next || entry.header().as_bytes() != expected.as_bytes() {
+        return Err(odd());
+    }
+    let content = entry.size().checked_next_multiple_of(BLOCK as u64);
+    let end = content.and_then(|content| position.checked_add(content)?.checked_add(BLOCK as u64));
+    Ok((name.clone(), end.ok_or_else(odd)?))
+}
+
 /// Names of the files in an archive, in its order, and where their content is.
 ///
 /// # Errors
@@ -71,14 +94,8 @@ pub fn entries(bytes: &[u8]) -> Result<Vec<(String, Range<usize>)>, Why> {
     let mut archive = Archive::new(bytes);
     for entry in archive.entries().map_err(broken)?.raw(true) {
         let entry = entry.map_err(broken)?;
-        let name = String::from_utf8(entry.path_bytes().into_owned())
-            .map_err(|_| malformed("the name of an entry is not UTF-8"))?;
+        let (name, _) = check_header(&entry, position as u64)?;
         let shown = name.escape_debug();
-        let expected = header(&name, entry.size()).map_err(broken)?;
-        let is_next = entry.raw_header_position() == position as u64;
-        if !is_next || entry.header().as_bytes() != expected.as_bytes() {
-            return Err(malformed(format!("the header of {shown} is not as it is written here")));
-        }
         let start = position + BLOCK;
         let size = usize::try_from(entry.size()).ok();
         let end = size.and_then(|size| start.checked_add(size)).filter(|end| *end <= bytes.len());

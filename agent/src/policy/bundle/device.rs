@@ -2,7 +2,7 @@
 
 use std::{fmt, fs, io, path::Path};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::Target;
 use crate::policy::manifest::is_name;
@@ -11,14 +11,32 @@ use crate::policy::manifest::is_name;
 pub const DEVICE_FILE: &str = "/etc/portcullis/device.toml";
 
 /// A device as bundles name it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// Its name.
     pub name: Option<String>,
     /// The groups that it belongs to.
-    #[serde(default)]
     pub groups: Vec<String>,
+}
+
+/// The file. What else is in it is for others to understand, so that a mistake there does not keep
+/// bundles away.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceFile {
+    name: Option<String>,
+    #[serde(default)]
+    groups: Vec<String>,
+    #[serde(rename = "api")]
+    _api: Option<IgnoredAny>,
+}
+
+/// A mistake in a TOML file, with its line.
+#[must_use]
+pub fn placed(path: &Path, text: &str, offset: usize, message: &str) -> String {
+    let before = text.as_bytes().iter().take(offset);
+    let line = before.filter(|byte| **byte == b'\n').count() + 1;
+    format!("{}:{line}: {message}", path.display())
 }
 
 impl Device {
@@ -32,16 +50,12 @@ impl Device {
             text => text.map_err(|error| format!("{}: {error}", path.display()))?,
         };
         let help = "write name = \"pump-3\" and groups = [\"plant-7\"]";
-        let device: Self = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| {
-                text.as_bytes()[..span.start.min(text.len())]
-                    .iter()
-                    .filter(|b| **b == b'\n')
-                    .count()
-                    + 1
-            });
-            format!("{}:{line}: {}; {help}", path.display(), error.message())
+        let file: DeviceFile = toml::from_str(&text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            placed(path, &text, offset, &format!("{}; {help}", error.message()))
         })?;
+        let DeviceFile { name, groups, .. } = file;
+        let device = Self { name, groups };
         let mut names = device.name.iter().chain(&device.groups);
         match names.find(|name| !is_name(name)) {
             None => Ok(device),

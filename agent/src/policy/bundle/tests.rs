@@ -191,6 +191,38 @@ fn archive_of(entries: &[(&str, &[u8])], change: impl Fn(&mut Manifest)) -> Vec<
 }
 
 #[test]
+fn signatures_are_judged_without_the_parts() {
+    let lab = Lab::new();
+    let verdict = |bytes: &[u8]| {
+        let head = Head::of(bytes)?;
+        head.verify(&lab.policy.trust, 1, None).map(|by| by.len())
+    };
+    let unsigned = lab.build(&Options::default());
+    assert_eq!(verdict(&unsigned.bytes).expect_err("unsigned").0, "unsigned");
+    let good = lab.signed(&unsigned, &[0]);
+    assert_eq!(verdict(&good.bytes), Ok(1));
+    let manifest = BLOCK..BLOCK + good.signed_bytes().len();
+    let parts = good.parts.iter().map(|(_, range)| range.clone()).collect::<Vec<_>>();
+    for position in 0..good.bytes.len() {
+        let mut bytes = good.bytes.clone();
+        bytes[position] ^= 1;
+        // What is no header and not signed either is for the whole to find.
+        let is_signed = manifest.contains(&position) || good.signatures[0].1.contains(&position);
+        let accepted = verdict(&bytes).is_ok();
+        assert!(!accepted || !is_signed, "a change at {position} is not noticed");
+        if parts.iter().any(|part| part.contains(&position)) {
+            assert!(accepted, "a part was looked at, at {position}");
+        }
+    }
+    // A part that is not as long as was signed is not passed over.
+    let policy = lab.folder.path().join("longer");
+    fs::write(&policy, &good.bytes[..parts[0].end - 1]).expect("written");
+    assert!(Head::read(&policy).is_err());
+}
+
+const BLOCK: usize = 512;
+
+#[test]
 fn only_what_belongs_there_is_read() {
     let policy: (&str, &[u8]) = ("parts/policy.toml", b"x");
     let read = |entries: &[(&str, &[u8])], change: &dyn Fn(&mut Manifest)| {

@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{
     catalog::SignedBy,
-    control::{Refusal, server::Answer, server::json},
+    control::{
+        Refusal,
+        caller::Caller,
+        server::{Answer, json},
+    },
     event::{Body, GlassChange},
     kernel::check::Check,
     policy::{
@@ -28,17 +32,17 @@ const TITLE: &str = "nobody has lifted enforcement";
 
 impl Agent {
     /// Does what a token says, or says why not.
-    pub(super) fn break_glass(&mut self, text: &str) -> Answer {
-        match self.take_token(text) {
+    pub(super) fn break_glass(&mut self, text: &str, by: Option<&Caller>) -> Answer {
+        match self.take_token(text, by) {
             Ok(until) => json(&serde_json::json!({ "mode": "audit", "until": until })),
             Err(why) => {
-                self.tell_glass("refused", Vec::new(), None, Some(why.1.clone()));
+                self.tell_glass("refused", Vec::new(), None, Some(why.1.clone()), by);
                 Answer::Refused(because(why))
             }
         }
     }
 
-    fn take_token(&mut self, text: &str) -> Result<Timestamp, Why> {
+    fn take_token(&mut self, text: &str, asked: Option<&Caller>) -> Result<Timestamp, Why> {
         let token = Token::parse(text.as_bytes())?;
         let device = Device::read(Path::new(DEVICE_FILE)).map_err(|error| ("device", error))?;
         let now = catalogs::now();
@@ -59,7 +63,7 @@ impl Agent {
         let until = Timestamp::now().checked_add(span).unwrap_or(Timestamp::MAX);
         let ends = Instant::now() + Duration::from_secs(minutes * 60);
         self.deployment.glass = Some(Glass { until: ends, then: Mode::Enforce });
-        self.change_mode(Mode::Audit);
+        self.change_mode(Mode::Audit, asked);
         let signers: Vec<_> = by.iter().map(|by| by.signer.as_str()).collect();
         let found = format!(
             "lifted until {until:.0} by a token that {} signed: nothing is refused",
@@ -67,22 +71,22 @@ impl Agent {
         );
         let mend = "portcullis mode enforce ends it now";
         self.take_checks(vec![Check::failed(ID, TITLE, found, mend)]);
-        self.tell_glass("lifted", by, Some(until), None);
+        self.tell_glass("lifted", by, Some(until), None, asked);
         Ok(until)
     }
 
     /// The time is over.
     pub(super) fn mend_glass(&mut self) {
         let then = self.deployment.glass.as_ref().map_or(Mode::Enforce, |glass| glass.then);
-        self.change_mode(then);
-        self.glass_is_whole();
+        self.change_mode(then, None);
+        self.glass_is_whole(None);
     }
 
     /// The policy decides again, because the time is over or somebody has ended it.
-    pub(super) fn glass_is_whole(&mut self) {
+    pub(super) fn glass_is_whole(&mut self, by: Option<&Caller>) {
         if self.deployment.glass.take().is_some() {
             self.take_checks(vec![Check::ok(ID, TITLE, "the policy decides again")]);
-            self.tell_glass("over", Vec::new(), None, None);
+            self.tell_glass("over", Vec::new(), None, None, by);
         }
     }
 
@@ -92,8 +96,9 @@ impl Agent {
         signed: Vec<SignedBy>,
         until: Option<Timestamp>,
         message: Option<String>,
+        by: Option<&Caller>,
     ) {
-        let change = GlassChange { state, signed, until, message };
+        let change = GlassChange { state, signed, until, message, by: by.cloned() };
         self.recorder.record(Body::BreakGlass(Box::new(change)));
     }
 

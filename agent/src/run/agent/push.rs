@@ -11,21 +11,22 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use portcullis_common::Mode;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use super::{Agent, reload};
 use crate::{
     catalog::SignedBy,
     control::{
         BundleStatus, PushAnswer, Refusal, Request,
-        server::{Answer, Command, FoundOut, json},
+        caller::Caller,
+        server::{Answer, Asker, FoundOut, json},
     },
     deployment::{Kept, Store},
     event::{Body, BundleChange, PolicyId},
     kernel::check::State,
     policy::{
         Policy,
-        bundle::{Bundle, DEVICE_FILE, Device},
+        bundle::{Bundle, DEVICE_FILE, Device, Head},
         trust::{PolicyTrust, Why},
     },
     run::catalogs,
@@ -164,8 +165,11 @@ fn stays(error: &dyn std::fmt::Display) -> Refusal {
 /// Reads a bundle, finds out whether it may come into force, and takes a copy of it.
 fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
     let Look { store, operators: (trust, needed), told, reading } = look;
-    let bundle = Bundle::read(path).map_err(because)?;
     let now = catalogs::now();
+    // What nobody has signed is not read into memory.
+    let head = Head::read(path).map_err(because)?;
+    head.verify(trust, *needed, now).map_err(because)?;
+    let bundle = Bundle::read(path).map_err(because)?;
     let signed = bundle.verify(trust, *needed, now).map_err(because)?;
     let device = Device::read(Path::new(DEVICE_FILE)).map_err(|error| stays(&error))?;
     let warnings = bundle.check_device(&device, now).map_err(because)?;
@@ -200,33 +204,28 @@ fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
 
 impl Agent {
     /// Reads a bundle in another thread, and sends the request again with what it holds.
-    pub(super) fn read_bundle(
-        &mut self,
-        path: String,
-        confirm_within: Option<u64>,
-        answer: oneshot::Sender<Answer>,
-    ) {
+    pub(super) fn read_bundle(&mut self, path: String, confirm_within: Option<u64>, asker: Asker) {
         if confirm_within.is_some_and(|seconds| seconds == 0 || seconds > LONGEST.as_secs()) {
             let message = "a trial takes from one second to seven days".into();
-            let _ = answer.send(Answer::Refused(Refusal { code: 2, message }));
+            asker.tell(Answer::Refused(Refusal { code: 2, message }));
             return;
         }
         let request = Request::Push { path: path.clone(), confirm_within };
         let wanted = self.look();
-        self.in_background(request, answer, move || look(Path::new(&path), &wanted));
+        self.in_background(request, asker, move || look(Path::new(&path), &wanted));
     }
 
     /// Reads what was in force before in another thread, and sends the request again with it.
-    pub(super) fn read_before(&mut self, cause: String, answer: oneshot::Sender<Answer>) {
+    pub(super) fn read_before(&mut self, cause: String, asker: Asker) {
         let Some(next) = self.deployment.store.taken_back() else {
             let message =
                 "the policy file that the agent was given is in force; there is nothing before";
-            let _ = answer.send(Answer::Refused(no(message)));
+            asker.tell(Answer::Refused(no(message)));
             return;
         };
         let given = self.deployment.given.clone();
         let reading = self.reading();
-        self.in_background(Request::Rollback { cause }, answer, move || {
+        self.in_background(Request::Rollback { cause }, asker, move || {
             let file = match next.in_force() {
                 Some(kept) => next.open_kept(kept).map_err(|error| stays(&error))?,
                 None => given,
@@ -247,13 +246,13 @@ impl Agent {
     fn in_background(
         &mut self,
         request: Request,
-        answer: oneshot::Sender<Answer>,
+        asker: Asker,
         work: impl FnOnce() -> Result<reload::Candidate, Refusal> + Send + 'static,
     ) {
         let Some(commands) = self.commands.clone() else { return };
         if self.deployment.busy {
             let message = "another policy is being put in force; try again when that is done";
-            let _ = answer.send(Answer::Refused(no(message)));
+            asker.tell(Answer::Refused(no(message)));
             return;
         }
         self.deployment.busy = true;
@@ -262,9 +261,8 @@ impl Agent {
                 Ok(read) => read.map(Box::new),
                 Err(error) => Err(stays(&error)),
             };
-            let found_out = Some(FoundOut::Policy(read));
             // The agent may be ending.
-            let _ = commands.send(Command { request, answer, found_out }).await;
+            let _ = commands.send(asker.again(request, FoundOut::Policy(read))).await;
         });
     }
 
@@ -273,16 +271,17 @@ impl Agent {
         &mut self,
         read: Result<Box<reload::Candidate>, Refusal>,
         confirm_within: Option<u64>,
+        by: Option<&Caller>,
     ) -> Answer {
         self.deployment.busy = false;
-        let done = read.and_then(|candidate| self.take_offer(*candidate, confirm_within));
+        let done = read.and_then(|candidate| self.take_offer(*candidate, confirm_within, by));
         match done {
             Ok(answer) => json(&answer),
             Err(refusal) => {
                 // A copy may be there already.
                 self.deployment.store.clean();
                 let message = refusal.message.clone();
-                self.tell_bundle("refused", None, Vec::new(), Some(message), None);
+                self.tell_bundle(("refused", by), None, Vec::new(), Some(message), None);
                 Answer::Refused(refusal)
             }
         }
@@ -292,6 +291,7 @@ impl Agent {
         &mut self,
         mut candidate: reload::Candidate,
         confirm_within: Option<u64>,
+        by: Option<&Caller>,
     ) -> Result<PushAnswer, Refusal> {
         let Some(Offer { kept, signed, warnings }) = candidate.offer.take() else {
             return Err(no("no bundle was read"));
@@ -306,14 +306,14 @@ impl Agent {
         self.check_candidate(&candidate, mode)?;
         let before = (self.mode(), self.health.worst());
         let next = self.deployment.store.with(kept.clone(), until);
-        self.switch_to(candidate, next, mode, "policy push")?;
+        self.switch_to(candidate, next, mode, ("policy push", by))?;
         self.deployment.trial = confirm_within.map(|seconds| Running {
             until: Instant::now() + Duration::from_secs(seconds),
             mode: before.0,
             health: before.1,
         });
         let state = if until.is_some() { "trial" } else { "in-force" };
-        self.tell_bundle(state, Some(&kept), signed, None, until);
+        self.tell_bundle((state, by), Some(&kept), signed, None, until);
         let (policy, digests) = (self.view().id.clone(), self.digests);
         Ok(PushAnswer { policy, digests, mode: self.mode().word().into(), until, warnings })
     }
@@ -324,11 +324,11 @@ impl Agent {
         candidate: reload::Candidate,
         next: Store,
         mode: Mode,
-        cause: &'static str,
+        (cause, by): (&'static str, Option<&Caller>),
     ) -> Result<PolicyId, Refusal> {
         let operators = operators_of(candidate.policy());
         next.write().map_err(|error| stays(&error))?;
-        if let Err(refusal) = self.put_candidate_in_force(candidate, cause) {
+        if let Err(refusal) = self.put_candidate_in_force(candidate, cause, by) {
             if let Err(error) = self.deployment.store.write() {
                 tracing::error!("a policy that is not in force would be after a restart: {error}");
             }
@@ -340,14 +340,14 @@ impl Agent {
         match &mut self.deployment.glass {
             // Whoever lifted enforcement stands in front of the device and needs the rest of the time.
             Some(glass) => glass.then = mode,
-            None => self.change_mode(mode),
+            None => self.change_mode(mode, by),
         }
         self.take_checks(vec![self.deployment.store.check(self.deployment.given())]);
         Ok(self.view().id.clone())
     }
 
     /// Keeps what is tried.
-    pub(super) fn confirm(&mut self) -> Answer {
+    pub(super) fn confirm(&mut self, by: Option<&Caller>) -> Answer {
         if self.deployment.busy {
             return Answer::Refused(no("it is being replaced or taken back now"));
         }
@@ -362,7 +362,7 @@ impl Agent {
         self.deployment.store.clean();
         self.deployment.trial = None;
         let kept = self.deployment.store.in_force().cloned();
-        self.tell_bundle("confirmed", kept.as_ref(), Vec::new(), None, None);
+        self.tell_bundle(("confirmed", by), kept.as_ref(), Vec::new(), None, None);
         json(&serde_json::json!({ "policy": self.view().id }))
     }
 
@@ -371,6 +371,7 @@ impl Agent {
         &mut self,
         read: Result<Box<reload::Candidate>, Refusal>,
         cause: String,
+        by: Option<&Caller>,
     ) -> Answer {
         self.deployment.busy = false;
         let done = read.and_then(|candidate| {
@@ -382,18 +383,33 @@ impl Agent {
                 Some(trial) => trial.mode,
                 None => self.deployment.told.unwrap_or(candidate.policy().mode),
             };
-            self.switch_to(*candidate, next, mode, "policy rollback")?;
+            self.may_roll_back(mode, by)?;
+            self.switch_to(*candidate, next, mode, ("policy rollback", by))?;
             self.deployment.trial = None;
-            self.tell_bundle("reverted", left.as_ref(), Vec::new(), Some(cause), None);
+            self.tell_bundle(("reverted", by), left.as_ref(), Vec::new(), Some(cause), None);
             Ok(serde_json::json!({ "policy": self.view().id, "mode": self.mode().word() }))
         });
         match done {
             Ok(answer) => json(&answer),
             Err(refusal) => {
                 tracing::error!("{}", refusal.message);
+                let message = Some(refusal.message.clone());
+                self.tell_bundle(("refused", by), None, Vec::new(), message, None);
                 Answer::Refused(refusal)
             }
         }
+    }
+
+    /// Nothing lifts enforcement over the network but what is signed; the end of a trial does by itself.
+    fn may_roll_back(&self, then: Mode, by: Option<&Caller>) -> Result<(), Refusal> {
+        let is_lifted = self.mode() == Mode::Enforce && then == Mode::Audit;
+        let is_remote = by.is_some_and(Caller::is_remote);
+        if is_remote && is_lifted && self.deployment.trial.is_none() {
+            let message = "what was before only audits, and nothing lifts enforcement over the network but \
+                           what is signed; push a policy with mode = \"audit\", or say it on the device";
+            return Err(no(message));
+        }
+        Ok(())
     }
 
     /// Takes back what is tried, because nobody has confirmed it or because it does harm.
@@ -402,8 +418,7 @@ impl Agent {
         if let Some(trial) = &mut self.deployment.trial {
             trial.until = Instant::now() + Duration::from_secs(60);
         }
-        let (answer, _nobody) = oneshot::channel();
-        self.read_before(cause.into(), answer);
+        self.read_before(cause.into(), Asker::nobody());
     }
 
     /// Whether something has failed since the trial began that had not before.
@@ -418,13 +433,13 @@ impl Agent {
     pub(super) fn tell_reverted(&mut self, kept: Option<&Kept>) {
         if kept.is_some() {
             let cause = "the agent was started again before it was confirmed".to_owned();
-            self.tell_bundle("reverted", kept, Vec::new(), Some(cause), None);
+            self.tell_bundle(("reverted", None), kept, Vec::new(), Some(cause), None);
         }
     }
 
     fn tell_bundle(
         &mut self,
-        state: &'static str,
+        (state, by): (&'static str, Option<&Caller>),
         kept: Option<&Kept>,
         signed: Vec<SignedBy>,
         message: Option<String>,
@@ -437,6 +452,7 @@ impl Agent {
             signed,
             message,
             until,
+            by: by.cloned(),
         })));
     }
 }

@@ -5,13 +5,14 @@ use std::{path::Path, sync::Arc};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
 use portcullis_common::{Choices, Mode};
-use tokio::sync::oneshot;
 
 use super::{Agent, history::SharedHistory, push::Offer};
 use crate::{
     control::{
-        Refusal, ReloadAnswer, Request, preflight_refusal,
-        server::{Answer, Command, FoundOut, json},
+        Refusal, ReloadAnswer, Request,
+        caller::Caller,
+        preflight_refusal,
+        server::{Answer, Asker, FoundOut, json},
     },
     kernel::{gates::GatesError, layout::Hashing},
     policy::Policy,
@@ -97,33 +98,41 @@ impl Agent {
     }
 
     /// Reads the policy file in another thread, and sends the request again with what it says.
-    pub(super) fn read_policy(&self, skip_preflight: bool, answer: oneshot::Sender<Answer>) {
+    pub(super) fn read_policy(&self, skip_preflight: bool, asker: Asker) {
         let Some(commands) = self.commands.clone() else { return };
         let (file, reading) = (self.deployment.given().to_owned(), self.reading());
         let look = self.mode() == Mode::Enforce && !skip_preflight;
         tokio::spawn(async move {
             let work = move || reading.read(&file, |_| look);
             let Ok(read) = tokio::task::spawn_blocking(work).await else { return };
-            let found_out = Some(FoundOut::Policy(read.map(Box::new)));
+            let found_out = FoundOut::Policy(read.map(Box::new));
             // The agent may be ending.
             let request = Request::Reload { skip_preflight };
-            let _ = commands.send(Command { request, answer, found_out }).await;
+            let _ = commands.send(asker.again(request, found_out)).await;
         });
     }
 
     /// Puts it in force, or says why not; then nothing has changed.
-    pub(super) fn reload(&mut self, read: Result<Box<Candidate>, Refusal>) -> Answer {
-        let done = read.and_then(|candidate| self.take_candidate(*candidate));
+    pub(super) fn reload(
+        &mut self,
+        read: Result<Box<Candidate>, Refusal>,
+        by: Option<&Caller>,
+    ) -> Answer {
+        let done = read.and_then(|candidate| self.take_candidate(*candidate, by));
         match done {
             Ok(answer) => json(&answer),
             Err(refusal) => Answer::Refused(refusal),
         }
     }
 
-    fn take_candidate(&mut self, candidate: Candidate) -> Result<ReloadAnswer, Refusal> {
+    fn take_candidate(
+        &mut self,
+        candidate: Candidate,
+        by: Option<&Caller>,
+    ) -> Result<ReloadAnswer, Refusal> {
         self.deployment.refuse_reload()?;
         self.check_candidate(&candidate, self.mode())?;
-        self.put_candidate_in_force(candidate, "policy reload")?;
+        self.put_candidate_in_force(candidate, "policy reload", by)?;
         Ok(ReloadAnswer { policy: self.view().id.clone(), digests: self.digests })
     }
 
@@ -152,11 +161,12 @@ impl Agent {
         &mut self,
         candidate: Candidate,
         cause: &'static str,
+        by: Option<&Caller>,
     ) -> Result<(), Refusal> {
         let Candidate { base, prepared: Prepared { policy, rules, found }, .. } = candidate;
         self.look_at_signatures(&policy)
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
-        let switched = self.put_in_force(&policy, rules, cause);
+        let switched = self.put_in_force(&policy, rules, cause, by);
         switched
             .map_err(|error| refusal(3, format!("{error}; the policy before stays in force")))?;
         self.settle_dropped();

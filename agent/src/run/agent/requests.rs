@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use portcullis_common::{Counter, Gate, Mode};
-use tokio::sync::oneshot;
 
 use super::Agent;
 use crate::{
     artifact::digest,
     control::{
         GateStatus, ModeAnswer, PROTOCOL, Refusal, Request, RuleAnswer, RuleFound, SignatureAnswer,
-        Status, mode_named, preflight_refusal,
-        server::{self, Answer, Command, FoundOut},
+        Status,
+        caller::Caller,
+        mode_named, preflight_refusal,
+        server::{self, Answer, Asker, Command, FoundOut, Lines},
     },
     event::{Body, human},
     policy::manifest,
@@ -21,16 +22,17 @@ use crate::{
 impl Agent {
     /// Does what a request asks. Returns the cause if it ends the agent.
     pub(super) fn command(&mut self, command: Command) -> Option<&'static str> {
-        let Command { request, answer, found_out } = command;
+        let Command { request, answer, found_out, by } = command;
+        let asker = Asker { answer, by };
         let reply = match request {
             Request::Status => server::json(&self.status()),
             Request::Events { follow, json } => {
                 let (past, to_come) = self.recorder.follow();
-                Answer::Lines { past, to_come: follow.then_some(to_come), json }
+                Answer::Lines(Lines::new(past, follow.then_some(to_come), json))
             }
             Request::Rule { digest } => self.rule(&digest),
             Request::Signature { path } => {
-                self.look_at_signature(path, answer);
+                self.look_at_signature(path, asker);
                 return None;
             }
             Request::Verified { device } => server::json(&self.gates.verified_kinds(device).0),
@@ -40,29 +42,31 @@ impl Agent {
                     Answer::Refused(Refusal { code: 2, message })
                 }
                 Some(Mode::Enforce) if !skip_preflight && found_out.is_none() => {
-                    self.look_what_runs(Request::Mode { mode, skip_preflight }, answer);
+                    self.look_what_runs(Request::Mode { mode, skip_preflight }, asker);
                     return None;
                 }
                 Some(Mode::Audit) => match self.may_lift() {
-                    Ok(()) => self.set_mode(Mode::Audit, Vec::new()),
+                    Ok(()) => self.set_mode(Mode::Audit, Vec::new(), asker.by.as_ref()),
                     Err(refusal) => Answer::Refused(refusal),
                 },
                 Some(Mode::Enforce) => match found_out {
-                    Some(FoundOut::InUse(in_use)) => self.set_mode(Mode::Enforce, in_use),
-                    _ => self.set_mode(Mode::Enforce, Vec::new()),
+                    Some(FoundOut::InUse(in_use)) => {
+                        self.set_mode(Mode::Enforce, in_use, asker.by.as_ref())
+                    }
+                    _ => self.set_mode(Mode::Enforce, Vec::new(), asker.by.as_ref()),
                 },
             },
             Request::Reload { skip_preflight } => match found_out {
-                Some(FoundOut::Policy(read)) => self.reload(read),
+                Some(FoundOut::Policy(read)) => self.reload(read, asker.by.as_ref()),
                 _ => {
-                    self.read_policy(skip_preflight, answer);
+                    self.read_policy(skip_preflight, asker);
                     return None;
                 }
             },
             Request::Push { path, confirm_within } => match found_out {
-                Some(FoundOut::Policy(read)) => self.push(read, confirm_within),
+                Some(FoundOut::Policy(read)) => self.push(read, confirm_within, asker.by.as_ref()),
                 _ => {
-                    self.read_bundle(path, confirm_within, answer);
+                    self.read_bundle(path, confirm_within, asker);
                     return None;
                 }
             },
@@ -70,30 +74,29 @@ impl Agent {
             Request::UsbAllowOnce { port } => self.allow_usb_once(&port),
             Request::History => self.write_history(),
             Request::ExpectDenied { path } => self.expect_denied(&path),
-            Request::BreakGlass { token } => self.break_glass(&token),
-            Request::Confirm => self.confirm(),
+            Request::BreakGlass { token } => self.break_glass(&token, asker.by.as_ref()),
+            Request::Confirm => self.confirm(asker.by.as_ref()),
             Request::Rollback { cause } => match found_out {
-                Some(FoundOut::Policy(read)) => self.roll_back(read, cause),
+                Some(FoundOut::Policy(read)) => self.roll_back(read, cause, asker.by.as_ref()),
                 _ => {
-                    self.read_before(cause, answer);
+                    self.read_before(cause, asker);
                     return None;
                 }
             },
             Request::Stop => {
                 self.take_down = true;
-                let _ = answer.send(server::json(&serde_json::json!({ "stopped": true })));
+                asker.tell(server::json(&serde_json::json!({ "stopped": true })));
                 return Some("portcullis stop");
             }
         };
-        // The asker may have gone.
-        let _ = answer.send(reply);
+        asker.tell(reply);
         None
     }
 
     /// Looks at a file's own signatures in another thread: its filesystem may keep us waiting.
-    fn look_at_signature(&self, path: String, answer: oneshot::Sender<Answer>) {
+    fn look_at_signature(&self, path: String, asker: Asker) {
         let Some(looking) = self.signatures.as_ref().map(Signatures::looking) else {
-            let _ = answer.send(server::json(&SignatureAnswer::default()));
+            asker.tell(server::json(&SignatureAnswer::default()));
             return;
         };
         tokio::task::spawn_blocking(move || {
@@ -104,14 +107,13 @@ impl Agent {
                     Answer::Refused(Refusal { code: 2, message })
                 }
             };
-            // The asker may have gone.
-            let _ = answer.send(reply);
+            asker.tell(reply);
         });
     }
 
     /// Hashes everything that runs, and what has run and would be refused, in another thread, and sends
     /// the request again with what was found.
-    fn look_what_runs(&self, request: Request, answer: oneshot::Sender<Answer>) {
+    fn look_what_runs(&self, request: Request, asker: Asker) {
         let Some(commands) = self.commands.clone() else { return };
         let looking = self.signatures.as_ref().map(Signatures::looking);
         // A token lifts enforcement to repair something; what was done under it must not keep it lifted.
@@ -129,13 +131,17 @@ impl Agent {
                 in_use
             };
             let in_use = tokio::task::spawn_blocking(look).await.unwrap_or_default();
-            let found_out = Some(FoundOut::InUse(in_use));
             // The agent may be ending.
-            let _ = commands.send(Command { request, answer, found_out }).await;
+            let _ = commands.send(asker.again(request, FoundOut::InUse(in_use))).await;
         });
     }
 
-    fn set_mode(&mut self, mode: Mode, in_use: Vec<preflight::InUse>) -> Answer {
+    fn set_mode(
+        &mut self,
+        mode: Mode,
+        in_use: Vec<preflight::InUse>,
+        by: Option<&Caller>,
+    ) -> Answer {
         let refuse = |message: String| Answer::Refused(Refusal { code: 1, message });
         if mode == Mode::Enforce {
             if self.digests == 0 && !self.trusts_more {
@@ -156,20 +162,20 @@ impl Agent {
                 return Answer::Refused(preflight_refusal(&refused));
             }
         }
-        self.change_mode(mode);
+        self.change_mode(mode, by);
         server::json(&ModeAnswer { mode: mode.word() })
     }
 
     /// Changes the mode, and tells so, if it is another one.
-    pub(super) fn change_mode(&mut self, mode: Mode) {
+    pub(super) fn change_mode(&mut self, mode: Mode, by: Option<&Caller>) {
         if mode != self.mode() {
             self.gates.set_mode(mode);
             let policy = self.view().id.clone();
-            self.recorder.record(Body::ModeChanged { mode: mode.word(), policy });
+            self.recorder.record(Body::ModeChanged { mode: mode.word(), policy, by: by.cloned() });
             self.look_at_usb();
         }
         if mode == Mode::Enforce {
-            self.glass_is_whole();
+            self.glass_is_whole(by);
             self.settle_history();
         }
     }

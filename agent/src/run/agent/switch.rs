@@ -8,7 +8,7 @@ use super::Agent;
 use crate::{
     artifact::digest,
     catalog::{Catalog, Refused},
-    control::CatalogStatus,
+    control::{CatalogStatus, caller::Caller},
     event::{Body, CatalogChange, PolicyId, enrich::PolicyView},
     kernel::{
         allowlist::Allowlist,
@@ -73,7 +73,7 @@ impl Agent {
             let signatures = self.signatures.as_ref();
             let same_keys = signatures.is_none_or(|signatures| signatures.judges_by(&policy));
             if !same_keys || !is_same(&found.catalogs, &self.found.catalogs) {
-                self.put_in_force(&policy, rules, "catalogs")?;
+                self.put_in_force(&policy, rules, "catalogs", None)?;
             }
             Ok(found)
         });
@@ -96,6 +96,7 @@ impl Agent {
         policy: &Policy,
         rules: Option<Allowlist>,
         cause: &'static str,
+        by: Option<&Caller>,
     ) -> Result<(), GatesError> {
         // What the policy closes is closed when it comes into force; what it opens, after that.
         let closed = mounts::closed_devices(policy.choices.union(self.gates.active().choices()));
@@ -115,8 +116,8 @@ impl Agent {
         self.signers = describe(&policy.trust.trust.signers);
         self.trusts_more = trusts_more(policy);
         self.trusted_filesystems.clone_from(&policy.trusted_filesystems);
-        let (id, digests) = (self.view().id.clone(), self.digests);
-        self.recorder.record(Body::PolicyChanged { policy: id, digests, cause });
+        let (id, digests, by) = (self.view().id.clone(), self.digests, by.cloned());
+        self.recorder.record(Body::PolicyChanged { policy: id, digests, cause, by });
         if let Err(error) = self.judge_usb_by(policy.usb.as_ref()) {
             tracing::error!("USB devices are not watched: {error}");
         }

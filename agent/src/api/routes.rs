@@ -1,0 +1,301 @@
+//! What can be asked over HTTP, and by whom.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::{Method, Request as HttpRequest, Response, StatusCode, body::Incoming};
+use serde::Deserialize;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+
+use super::{
+    VERSION,
+    refusals::Refusals,
+    reply::{Reply, answered, refused},
+    upload::{self, Rejected},
+};
+use crate::{
+    control::{
+        Request,
+        caller::{Caller, Peer, Role},
+        server::{self, Command},
+    },
+    event::AccessRefused,
+};
+
+/// Bytes of a body that is no bundle.
+const MAX_SMALL: usize = 4 << 10;
+
+/// How long such a body may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the agent is asked, when somebody asks here.
+pub struct Routes {
+    /// Where bundles lie on their way.
+    folder: PathBuf,
+    commands: mpsc::Sender<Command>,
+    refusals: Arc<Refusals>,
+    /// One bundle at a time.
+    pushing: Arc<Semaphore>,
+}
+
+/// Why somebody wants to go back.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    because: Option<String>,
+}
+
+fn bad(message: impl Into<String>) -> Rejected {
+    (StatusCode::BAD_REQUEST, 2, message.into())
+}
+
+impl Routes {
+    /// Sends what is asked there.
+    pub fn new(folder: PathBuf, commands: mpsc::Sender<Command>, refusals: Arc<Refusals>) -> Self {
+        Self { folder, commands, refusals, pushing: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Answers a request.
+    pub async fn answer(&self, peer: &Peer, http: HttpRequest<Incoming>) -> Response<Reply> {
+        let (head, body) = http.into_parts();
+        let asked = asked(&head.method, head.uri.path(), head.uri.query().unwrap_or_default());
+        let asked = asked.and_then(|request| {
+            self.check_role(peer, &request)?;
+            Ok(request)
+        });
+        let done = match asked {
+            Ok(Request::Push { confirm_within, .. }) => self.push(peer, body, confirm_within).await,
+            Ok(Request::Rollback { .. }) => match because(body).await {
+                Ok(cause) => self.ask(peer, Request::Rollback { cause }).await,
+                Err(rejected) => Err(rejected),
+            },
+            Ok(request) => {
+                upload::throw_away(body);
+                self.ask(peer, request).await
+            }
+            Err(rejected) => {
+                upload::throw_away(body);
+                Err(rejected)
+            }
+        };
+        done.unwrap_or_else(|(status, code, message)| refused(status, code, message))
+    }
+
+    fn check_role(&self, peer: &Peer, request: &Request) -> Result<(), Rejected> {
+        let needed = Role::needed(request);
+        if needed.is_some_and(|needed| peer.role >= Some(needed)) {
+            return Ok(());
+        }
+        let (reason, message) = match (peer.role, needed) {
+            (Some(role), Some(needed)) => {
+                ("role", format!("this certificate is {role}'s, and this needs {needed}"))
+            }
+            (Some(_), None) => ("role", "nobody may do that over the network".to_owned()),
+            (None, _) => (
+                "unknown-certificate",
+                "this certificate has no role here; name it with [[api.client]] on the device"
+                    .into(),
+            ),
+        };
+        self.refusals.add(AccessRefused {
+            reason,
+            message: message.clone(),
+            count: 1,
+            address: peer.address,
+            by: Some(Caller::Network(Box::new(peer.clone()))),
+        });
+        Err((StatusCode::FORBIDDEN, 3, message))
+    }
+
+    async fn ask(&self, peer: &Peer, request: Request) -> Result<Response<Reply>, Rejected> {
+        let by = Caller::Network(Box::new(peer.clone()));
+        match server::ask(&self.commands, request, by).await {
+            Ok(answer) => Ok(answered(answer)),
+            Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, 3, "the agent is ending".into())),
+        }
+    }
+
+    async fn push(
+        &self,
+        peer: &Peer,
+        body: Incoming,
+        confirm_within: Option<u64>,
+    ) -> Result<Response<Reply>, Rejected> {
+        let place = Arc::clone(&self.pushing).try_acquire_owned();
+        let Ok(place) = place else {
+            upload::throw_away(body);
+            let message = "another bundle is on its way here; try again when that is done";
+            return Err((StatusCode::TOO_MANY_REQUESTS, 1, message.into()));
+        };
+        let length = match upload::check_length(&self.folder, &body) {
+            Ok(length) => length,
+            Err(rejected) => {
+                upload::throw_away(body);
+                return Err(rejected);
+            }
+        };
+        let bundle = upload::receive(&self.folder, body, length).await?;
+        let (commands, by) = (self.commands.clone(), Caller::Network(Box::new(peer.clone())));
+        // The agent reads the file for as long as it needs, whatever becomes of who asks.
+        let asking = tokio::spawn(async move {
+            let request = Request::Push { path: bundle.path(), confirm_within };
+            let answer = server::ask(&commands, request, by).await;
+            drop((bundle, place));
+            answer
+        });
+        match asking.await {
+            Ok(Ok(answer)) => Ok(answered(answer)),
+            _ => Err((StatusCode::SERVICE_UNAVAILABLE, 3, "the agent is ending".into())),
+        }
+    }
+}
+
+/// What is asked for, without its body.
+fn asked(method: &Method, path: &str, query: &str) -> Result<Request, Rejected> {
+    let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(VERSION));
+    let name = name.and_then(|name| name.strip_prefix('/'));
+    let mut query = Query::of(query)?;
+    let (needed, request) = match name {
+        Some("status") => (Method::GET, Request::Status),
+        Some("events") => {
+            let follow = query.either("follow", ["false", "true"])?;
+            let json = !query.either("format", ["json", "text"])?;
+            (Method::GET, Request::Events { follow, json })
+        }
+        Some("push") => {
+            let seconds = query.take("confirm_within").map(str::parse::<u64>);
+            let confirm_within = seconds
+                .transpose()
+                .map_err(|_| bad("confirm_within is a number of seconds, for example 300"))?;
+            (Method::POST, Request::Push { path: String::new(), confirm_within })
+        }
+        Some("confirm") => (Method::POST, Request::Confirm),
+        Some("rollback") => (Method::POST, Request::Rollback { cause: String::new() }),
+        _ => {
+            let message = "there is only /v1/status, events, push, confirm and rollback";
+            return Err((StatusCode::NOT_FOUND, 2, message.into()));
+        }
+    };
+    if *method != needed {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, 2, format!("ask with {needed}")));
+    }
+    query.end()?;
+    Ok(request)
+}
+
+/// What stands behind the question mark.
+struct Query<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Query<'a> {
+    fn of(text: &'a str) -> Result<Self, Rejected> {
+        let words = text.split('&').filter(|word| !word.is_empty());
+        let pairs: Option<_> = words.map(|word| word.split_once('=')).collect();
+        pairs.map(Self).ok_or_else(|| bad("write a question as NAME=VALUE"))
+    }
+
+    /// The value of a word, which is taken out.
+    fn take(&mut self, word: &str) -> Option<&'a str> {
+        let place = self.0.iter().position(|(known, _)| *known == word)?;
+        Some(self.0.swap_remove(place).1)
+    }
+
+    /// One of two values, the first of them if the word is not there.
+    fn either(&mut self, word: &str, values: [&str; 2]) -> Result<bool, Rejected> {
+        match self.take(word) {
+            None => Ok(false),
+            Some(value) if value == values[0] => Ok(false),
+            Some(value) if value == values[1] => Ok(true),
+            Some(_) => Err(bad(format!("{word} is {} or {}", values[0], values[1]))),
+        }
+    }
+
+    fn end(&self) -> Result<(), Rejected> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        Err(bad(
+            "unknown words behind the question mark; there is follow=true and format=text for events, \
+                 and confirm_within=SECONDS for push",
+        ))
+    }
+}
+
+async fn because(body: Incoming) -> Result<String, Rejected> {
+    let collected = timeout(PATIENCE, Limited::new(body, MAX_SMALL).collect()).await;
+    let bytes = match collected {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(_)) => return Err(bad("the body is too long, or did not come wholly")),
+        Err(_) => {
+            return Err((StatusCode::REQUEST_TIMEOUT, 3, "it comes too slowly".into()));
+        }
+    };
+    let Why { because } = if bytes.is_empty() {
+        Why::default()
+    } else {
+        serde_json::from_slice(&bytes)
+            .map_err(|error| bad(format!("not as {{\"because\":\"…\"}}: {error}")))?
+    };
+    Ok(because.unwrap_or_else(|| "policy rollback".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_few_things_can_be_asked() {
+        let ask = |method: Method, path, query| asked(&method, path, query).map_err(|no| no.0);
+        let push = |within| Request::Push { path: String::new(), confirm_within: within };
+        assert_eq!(ask(Method::GET, "/v1/status", ""), Ok(Request::Status));
+        assert_eq!(ask(Method::POST, "/v1/push", ""), Ok(push(None)));
+        assert_eq!(ask(Method::POST, "/v1/push", "confirm_within=300"), Ok(push(Some(300))));
+        let events = |follow, json| Ok(Request::Events { follow, json });
+        assert_eq!(ask(Method::GET, "/v1/events", ""), events(false, true));
+        assert_eq!(ask(Method::GET, "/v1/events", "follow=true"), events(true, true));
+        assert_eq!(ask(Method::GET, "/v1/events", "format=text&follow=true"), events(true, false));
+        assert_eq!(ask(Method::GET, "/v1/events", "format=text"), events(false, false));
+        let no = [
+            (Method::GET, "/v1/stop", "", StatusCode::NOT_FOUND),
+            (Method::POST, "/v1/mode", "", StatusCode::NOT_FOUND),
+            (Method::POST, "/v1/break-glass", "", StatusCode::NOT_FOUND),
+            (Method::POST, "/v1/reload", "", StatusCode::NOT_FOUND),
+            (Method::GET, "/v1/rule", "", StatusCode::NOT_FOUND),
+            (Method::GET, "/v2/status", "", StatusCode::NOT_FOUND),
+            (Method::GET, "/v1/status/", "", StatusCode::NOT_FOUND),
+            (Method::GET, "/status", "", StatusCode::NOT_FOUND),
+            (Method::GET, "/v1/push", "", StatusCode::METHOD_NOT_ALLOWED),
+            (Method::PUT, "/v1/confirm", "", StatusCode::METHOD_NOT_ALLOWED),
+            (Method::POST, "/v1/push", "confirm_within=-1", StatusCode::BAD_REQUEST),
+            (
+                Method::POST,
+                "/v1/push",
+                "confirm_within=300&skip_preflight=true",
+                StatusCode::BAD_REQUEST,
+            ),
+            (Method::GET, "/v1/status", "x", StatusCode::BAD_REQUEST),
+            (Method::GET, "/v1/status", "follow=true", StatusCode::BAD_REQUEST),
+            (Method::GET, "/v1/events", "follow=yes", StatusCode::BAD_REQUEST),
+            (Method::GET, "/v1/events", "follow=true&follow=true", StatusCode::BAD_REQUEST),
+        ];
+        for (method, path, query, status) in no {
+            assert_eq!(ask(method, path, query), Err(status), "{path}?{query}");
+        }
+    }
+
+    #[test]
+    fn nothing_over_the_network_lifts_enforcement() {
+        let lifting = [
+            Request::Mode { mode: "audit".into(), skip_preflight: true },
+            Request::Mode { mode: "enforce".into(), skip_preflight: false },
+            Request::Stop,
+            Request::Reload { skip_preflight: true },
+            Request::BreakGlass { token: String::new() },
+        ];
+        for request in lifting {
+            assert_eq!(Role::needed(&request), None, "{request:?}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Certificates, and devices without gates: they answer at the same channel as the agent's loop does.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    sync::{broadcast, mpsc},
+    task::JoinHandle,
+};
+
+use crate::{
+    api::{
+        Told,
+        client::{Client, Device},
+        config::{self, Config},
+        server::Server,
+    },
+    control::{
+        Refusal, Request,
+        caller::{Caller, Role},
+        server::{Answer, Command, Lines, json as answer},
+    },
+    event::AccessRefused,
+    run::sink::Line,
+    sync::lock,
+};
+
+/// An authority.
+pub struct Authority(Issuer<'static, KeyPair>);
+
+/// Certificates in a folder.
+pub struct Pki {
+    pub folder: TempDir,
+    ca: Authority,
+}
+
+impl Authority {
+    fn new(name: &str) -> (Self, String) {
+        let key = KeyPair::generate().expect("random numbers");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let pem = params.self_signed(&key).expect("signed").pem();
+        (Self(Issuer::new(params, key)), pem)
+    }
+}
+
+impl Pki {
+    /// An authority with a certificate for a device and one for each role, and a stranger with the same
+    /// names.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ca, pem) = Authority::new("plant");
+        fs::write(folder.path().join("ca.pem"), pem).expect("written");
+        let pki = Self { folder, ca };
+        pki.make("device", &pki.ca, |params| {
+            params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+        });
+        for name in ["viewer", "operator", "policy-admin", "nobody"] {
+            pki.make(name, &pki.ca, |_| {});
+        }
+        pki.make("expired", &pki.ca, |params| {
+            params.not_after = rcgen::date_time_ymd(2025, 1, 1);
+        });
+        let (stranger, _) = Authority::new("plant");
+        pki.make("stranger", &stranger, |params| {
+            params.distinguished_name.push(DnType::CommonName, "policy-admin");
+        });
+        pki
+    }
+
+    fn make(&self, name: &str, ca: &Authority, change: impl FnOnce(&mut CertificateParams)) {
+        let key = KeyPair::generate().expect("random numbers");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
+        let certificate = params.signed_by(&key, &ca.0).expect("signed");
+        fs::write(self.path(&format!("{name}.pem")), certificate.pem()).expect("written");
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn client(&self, name: &str) -> Client {
+        let file = |end: &str| self.path(&format!("{name}.{end}"));
+        let patience = Duration::from_secs(60);
+        Client::new(&file("pem"), &file("key"), &self.path("ca.pem"), patience).expect("good")
+    }
+
+    pub fn config(&self, listen: SocketAddr) -> Config {
+        let client =
+            |role: Role| config::Client { name: Some(role.word().into()), fingerprint: None, role };
+        Config {
+            listen,
+            certificate: self.path("device.pem"),
+            key: self.path("device.key"),
+            client_ca: self.path("ca.pem"),
+            clients: Role::ALL.into_iter().map(client).collect(),
+        }
+    }
+}
+
+/// What a device without gates was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub request: Request,
+    pub by: String,
+    /// SHA-256 of the bundle.
+    pub bundle: Option<[u8; 32]>,
+}
+
+/// What a device without gates does.
+#[derive(Default)]
+pub struct Behaviour {
+    pub asked: Mutex<Vec<Asked>>,
+    /// What it says to a bundle, if that is no.
+    pub refuses: Mutex<Option<String>>,
+    /// How it is, and how it is after a push.
+    pub health: Mutex<(String, String)>,
+    pub pushes: AtomicU64,
+}
+
+/// A device without gates.
+pub struct Fake {
+    pub device: Device,
+    pub address: SocketAddr,
+    pub behaviour: Arc<Behaviour>,
+    pub events: broadcast::Sender<Line>,
+    pub folder: TempDir,
+    pub told: Mutex<mpsc::Receiver<Told>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Fake {
+    pub async fn start(pki: &Pki) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("a port");
+        let folder = tempfile::tempdir().expect("a folder");
+        let (commands, receiver) = mpsc::channel(32);
+        let (tell, told) = mpsc::channel(32);
+        let config = pki.config(address);
+        let server = Server::new(config, folder.path().to_owned(), commands, tell).expect("good");
+        let (events, _) = broadcast::channel(64);
+        let behaviour = Arc::<Behaviour>::default();
+        *lock(&behaviour.health) = ("ok".into(), "ok".into());
+        let tasks = [
+            tokio::spawn(Arc::new(server).serve(listener)),
+            tokio::spawn(agent(receiver, Arc::clone(&behaviour), events.clone())),
+        ];
+        let device = address.to_string().parse().expect("a device");
+        Self { device, address, behaviour, events, folder, told: Mutex::new(told), tasks }
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        lock(&self.behaviour.asked).clone()
+    }
+
+    /// Who was refused since the last time.
+    pub fn refused(&self) -> Vec<AccessRefused> {
+        let mut all = Vec::new();
+        while let Ok(Told::Refused(refused)) = lock(&self.told).try_recv() {
+            all.push(*refused);
+        }
+        all
+    }
+
+    /// Waits until somebody was refused for this reason.
+    pub async fn refused_for(&self, reason: &str) -> AccessRefused {
+        loop {
+            if let Some(found) = self.refused().into_iter().find(|one| one.reason == reason) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Answers as the agent's loop does.
+async fn agent(
+    mut commands: mpsc::Receiver<Command>,
+    behaviour: Arc<Behaviour>,
+    events: broadcast::Sender<Line>,
+) {
+    while let Some(Command { request, answer: reply, by, .. }) = commands.recv().await {
+        let bundle = match &request {
+            Request::Push { path, .. } => {
+                Some(Sha256::digest(fs::read(path).expect("still there")).into())
+            }
+            _ => None,
+        };
+        let by = match by.expect("somebody asks") {
+            Caller::Network(peer) => peer.name,
+            other => panic!("{other:?}"),
+        };
+        // Where the file was is of no interest.
+        let shown = match &request {
+            Request::Push { confirm_within, .. } => {
+                Request::Push { path: String::new(), confirm_within: *confirm_within }
+            }
+            other => other.clone(),
+        };
+        lock(&behaviour.asked).push(Asked { request: shown, by, bundle });
+        let pushed = behaviour.pushes.load(std::sync::atomic::Ordering::Relaxed);
+        let policy = json!({ "name": "plant", "version": pushed + 1, "generation": 1 });
+        let said = match request {
+            Request::Events { follow, json } => {
+                let past = vec![line("past")];
+                Answer::Lines(Lines::new(past, follow.then(|| events.subscribe()), json))
+            }
+            Request::Push { confirm_within, .. } => match lock(&behaviour.refuses).clone() {
+                Some(message) => Answer::Refused(Refusal { code: 1, message }),
+                None => {
+                    behaviour.pushes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let after = lock(&behaviour.health).1.clone();
+                    lock(&behaviour.health).0 = after;
+                    let until = confirm_within.map(|_| Timestamp::UNIX_EPOCH);
+                    answer(&json!({ "policy": policy, "digests": 1, "mode": "audit",
+                                    "until": until, "warnings": [] }))
+                }
+            },
+            Request::Status => {
+                let health = lock(&behaviour.health).0.clone();
+                let check = json!({ "id": "c", "title": "t", "state": health, "found": "f" });
+                answer(&json!({
+                    "health": health, "mode": "audit", "policy": policy, "version": "0",
+                    "digests": 1, "checks": [check],
+                }))
+            }
+            _ => answer(&json!({ "policy": policy, "mode": "audit" })),
+        };
+        // The asker may have gone.
+        let _ = reply.send(said);
+    }
+}
+
+/// A line of events.
+pub fn line(text: &str) -> Line {
+    Line { json: format!("{{\"n\":\"{text}\"}}").into(), human: text.into() }
+}
+
+/// Bytes that differ.
+pub fn bundle(length: usize) -> Bytes {
+    (0..length).map(|n| u8::try_from(n % 251).unwrap_or_default()).collect()
+}
+
+/// As many descriptors as the machine lets us have.
+pub fn many_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("up to the maximum");
+}
