@@ -6,7 +6,10 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -51,13 +54,10 @@ const SILENCE: Duration = Duration::from_secs(180);
 pub fn test(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     setup::setup(setup::For::Tests)?;
-    if args.only.is_empty() {
+    let is_whole = args.only.is_empty();
+    if is_whole {
         step("format", format)?;
-        step("lints", lints)?;
-        step("unit tests", || run(cargo(["test", "--workspace", "--quiet"]).current_dir(root())))?;
-        step("licences and sources", licences)?;
     }
-    let built = build::build()?;
     let series: Vec<_> = SERIES.iter().chain([&OLD]).map(|name| (*name).to_owned()).collect();
     let kernels = if args.kernel.is_empty() { &series } else { &args.kernel };
     let kernels: Vec<_> = kernels
@@ -67,8 +67,21 @@ pub fn test(args: &Args) -> Result<ExitCode> {
                 .with_context(|| format!("the tests need a {kernel} kernel; without it: --kernel"))
         })
         .collect::<Result<_>>()?;
-    let failed = scenarios(&built, &kernels, args)?;
+    // Compilers leave processors idle towards their ends, so the binaries that devices get are built
+    // beside the other checks, and the first machines run beside them too.
+    let (checked, failed) = thread::scope(|scope| {
+        let state = &Checks { run: AtomicBool::new(is_whole), failed: AtomicBool::new(false) };
+        let checks = is_whole.then(|| scope.spawn(|| state.note(checks())));
+        let failed = build::build().and_then(|built| scenarios(&built, &kernels, args, state));
+        let checked = checks.map_or(Ok(()), |checks| match checks.join() {
+            Ok(checked) => checked,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        (checked, failed)
+    });
     println!("\nall checks took {} s", start.elapsed().as_secs());
+    checked?;
+    let failed = failed?;
     if failed == 0 {
         println!("everything passed");
         Ok(ExitCode::SUCCESS)
@@ -78,11 +91,32 @@ pub fn test(args: &Args) -> Result<ExitCode> {
     }
 }
 
+/// How far the checks are that need no machine.
+struct Checks {
+    run: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl Checks {
+    fn note(&self, outcome: Result<()>) -> Result<()> {
+        self.failed.store(outcome.is_err(), Relaxed);
+        self.run.store(false, Relaxed);
+        outcome
+    }
+}
+
+/// What needs no machine.
+fn checks() -> Result<()> {
+    step("lints", lints)?;
+    step("unit tests", || run(cargo(["test", "--workspace", "--quiet"]).current_dir(root())))?;
+    step("licences and sources", licences)
+}
+
 fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     let start = Instant::now();
     println!("== {name}");
     check().with_context(|| format!("{name} failed"))?;
-    println!("   ok, {} s", start.elapsed().as_secs());
+    println!("   {name} ok, {} s", start.elapsed().as_secs());
     Ok(())
 }
 
@@ -123,8 +157,9 @@ struct Batch<'a> {
     names: Vec<String>,
 }
 
-/// Runs the scenarios on every kernel, and returns how many failed.
-fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
+/// Runs the scenarios on every kernel, and returns how many failed. One machine at a time until the
+/// other checks are over.
+fn scenarios(built: &Built, kernels: &[Kernel], args: &Args, checks: &Checks) -> Result<usize> {
     let files = tempfile::tempdir_in(build::work_dir()?)?;
     attackers_files(files.path())?;
     fsverity_image(&files.path().join("fsverity"))?;
@@ -134,25 +169,34 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args) -> Result<usize> {
     signatures::make(built, kernels, &libevil, &files.path().join("signatures"))?;
     let mut batches = batches(built, kernels, args)?;
     // The longest first, so that no machine is left alone at the end.
-    batches.sort_by_key(|batch| !batch.machine.contains("smp2"));
+    batches.sort_by_key(|batch| {
+        (!batch.machine.contains("smp2"), std::cmp::Reverse(batch.names.len()))
+    });
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);
     println!("== {total} scenarios on {} kernels, in {} machines", kernels.len(), batches.len());
+    let start = Instant::now();
     let queue = Mutex::new(VecDeque::from(batches));
     let failed = Mutex::new(0);
     thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
+        let (queue, failed, files) = (&queue, &failed, files.path());
+        for worker in 0..workers {
+            scope.spawn(move || {
+                let left = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+                while worker > 0 && checks.run.load(Relaxed) && !left().is_empty() {
+                    thread::sleep(Duration::from_millis(200));
+                }
                 // Taken in a statement of its own: in a loop's condition the lock would be held until
                 // the batch has run, and one machine would wait for the other.
-                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let next = || left().pop_front().filter(|_| !checks.failed.load(Relaxed));
                 while let Some(batch) = next() {
-                    let bad = run_batch(built, files.path(), &batch);
+                    let bad = run_batch(built, files, &batch);
                     *failed.lock().unwrap_or_else(PoisonError::into_inner) += bad;
                 }
             });
         }
     });
+    println!("   the machines took {} s", start.elapsed().as_secs());
     Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
