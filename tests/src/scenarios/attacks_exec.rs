@@ -431,7 +431,7 @@ pub fn kinds() -> Result<()> {
 pub fn while_hashing() -> Result<()> {
     let lab = fresh("/data/busy")?;
     let large = lab.join("large");
-    fs::File::create(&large)?.set_len(256 << 20)?;
+    fs::File::create(&large)?.set_len(96 << 20)?;
     fs::set_permissions(&large, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let program = lab.join("evil");
     install(&program, &evil("busy")?)?;

@@ -15,7 +15,7 @@ use rustix::{
 
 use super::{base_policy, fresh, list};
 use crate::{
-    agent::{Agent, Policy},
+    agent::{Agent, Policy, expect},
     attack::{self, Attack, Attempt, evil, good, install, map_as_code},
     events,
     mapping::{MapFlags, Mapping, ProtFlags},
@@ -154,7 +154,15 @@ pub fn of_no_file() -> Result<()> {
         ("a listed file's private mapping, made writable", &made_writable, &["changed-mapping"]),
     ];
 
+    // Without an agent too.
+    let (name, attempt, reasons) = attacks[1];
+    attack::run(&policy("deny")?, &[Attack { name: name.into(), attempt, reasons }])?;
+
     println!(" reported");
+    let told = || -> Result<usize> {
+        Ok(events::all()?.iter().filter(|event| event["outcome"] == "report").count())
+    };
+    let before = told()?;
     let agent = Agent::start(&policy("report")?, "enforce", &["--skip-preflight"])?;
     let mark = events::mark()?;
     for (name, attempt, _) in attacks {
@@ -167,18 +175,10 @@ pub fn of_no_file() -> Result<()> {
             && event["wanted"] == serde_json::json!(["jit"]),
         "{event}"
     );
-    agent.stop()?;
-    let told = events::all()?.iter().filter(|event| event["outcome"] == "report").count();
-    ensure!(told == 1, "a program that does it again and again was told of {told} times");
 
     println!(" refused");
-    // In audit mode a program is told of once, so each attack gets an agent of its own: two of them,
-    // and the others in enforce mode only.
-    for number in [1, 2] {
-        let (name, attempt, reasons) = attacks[number];
-        attack::run(&policy("deny")?, &[Attack { name: name.into(), attempt, reasons }])?;
-    }
-    let agent = Agent::start(&policy("deny")?, "enforce", &["--skip-preflight"])?;
+    policy("deny")?;
+    expect(0, &["policy", "reload"])?;
     for (name, attempt, reasons) in attacks {
         let mark = events::mark()?;
         ensure!(attempt()? == Attempt::Refused, "{name}: it worked in enforce mode");
@@ -186,7 +186,18 @@ pub fn of_no_file() -> Result<()> {
             event["outcome"] == "deny" && reasons.iter().any(|reason| event["reason"] == *reason)
         })?;
     }
-    agent.stop()?;
+    let told = told()? - before;
+    ensure!(told == 1, "a program that does it again and again was told of {told} times");
+    // In audit mode a program is told of once under each policy.
+    expect(0, &["mode", "audit"])?;
+    expect(0, &["policy", "reload"])?;
+    let (name, attempt, reasons) = attacks[2];
+    let mark = events::mark()?;
+    ensure!(attempt()? == Attempt::Ran, "{name}: audit mode has stopped it");
+    events::wait_for(mark, name, |event| {
+        event["outcome"] == "would-deny" && reasons.iter().any(|reason| event["reason"] == *reason)
+    })?;
+    expect(0, &["mode", "enforce"])?;
 
     println!(" allowed, to all and to marked programs");
     for (choice, marked) in [("allow", false), ("deny", true)] {
@@ -194,19 +205,26 @@ pub fn of_no_file() -> Result<()> {
         if marked {
             list(&policy, Path::new(OWN), &["jit"])?;
         }
-        let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+        expect(0, &["policy", "reload"])?;
+        let before = row()?;
         // A mark is noticed when a program is started.
         for what in ["anonymous-memory", "plain"] {
             let status = Command::new(OWN).args(["executable-memory", what]).status()?;
             ensure!(status.code() == Some(i32::from(attack::EVIL)), "{choice}, {what}: {status}");
         }
-        let status = crate::agent::json(&["status", "--json"])?;
-        let rows = status["gates"].as_array().context("gates")?;
-        let row = rows.iter().find(|row| row["gate"] == "memory").context("the memory gate")?;
-        ensure!(row["denied"] == 0 && row["reported"] == 0, "{row}");
-        agent.stop()?;
+        let row = row()?;
+        for number in ["denied", "reported"] {
+            ensure!(row[number] == before[number], "{choice}: {row} after {before}");
+        }
     }
-    Ok(())
+    agent.stop()
+}
+
+/// The memory gate's numbers.
+fn row() -> Result<serde_json::Value> {
+    let status = crate::agent::json(&["status", "--json"])?;
+    let rows = status["gates"].as_array().context("gates")?;
+    Ok(rows.iter().find(|row| row["gate"] == "memory").context("the memory gate")?.clone())
 }
 
 /// For a child with a mark: asks for executable memory, and exits like the attacker's program if it
