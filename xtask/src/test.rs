@@ -69,8 +69,9 @@ pub fn test(args: &Args) -> Result<ExitCode> {
         .collect::<Result<_>>()?;
     // Compilers leave processors idle towards their ends, so the binaries that devices get are built
     // beside the other checks, and the first machines run beside them too.
+    let state = Checks { run: AtomicBool::new(is_whole), failed: AtomicBool::new(false) };
+    let state = &state;
     let (checked, failed) = thread::scope(|scope| {
-        let state = &Checks { run: AtomicBool::new(is_whole), failed: AtomicBool::new(false) };
         let checks = is_whole.then(|| scope.spawn(|| state.note(checks())));
         let failed = build::build().and_then(|built| scenarios(&built, &kernels, args, state));
         let checked = checks.map_or(Ok(()), |checks| match checks.join() {
