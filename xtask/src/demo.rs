@@ -51,6 +51,7 @@ pub fn demo(args: &Args) -> Result<ExitCode> {
         Ended::Exited(code) => Ok(ExitCode::from(code)),
         Ended::Lost(why) => bail!("the virtual machine was lost: {why}"),
         Ended::Silent => bail!("the virtual machine says nothing any more"),
+        Ended::Cut => bail!("the virtual machine has lost its power"),
     }
 }
 

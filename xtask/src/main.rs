@@ -8,6 +8,7 @@ mod demo;
 mod fuzz;
 mod initramfs;
 mod kernel;
+mod power;
 mod setup;
 mod signatures;
 mod signed;
@@ -42,6 +43,8 @@ enum Task {
     Demo(demo::Args),
     /// Drive what reads input from outside with libFuzzer; what is found stays in `target/fuzz`
     Fuzz(fuzz::Args),
+    /// Cut a machine's power at random moments of policy changes, and look what is in force afterwards
+    PowerCuts(power::Args),
     /// Run every check: format, lints, unit tests, licences, and the scenarios on real kernels
     Test(test::Args),
     /// Run a command in a virtual machine that has `portcullis` on its PATH
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::bench(&bench),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Demo(args) => demo::demo(&args),
+        Task::PowerCuts(args) => power::main(&args),
         Task::Test(args) => test::test(&args),
         Task::Vm(args) => vm::main(&args),
     };

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +21,7 @@ use crate::{
     build::{self, Built},
     command::{command, quietly, run, text_of},
     kernel::{Kernel, OLD, SERIES},
-    root, setup, signatures, signed,
+    power, root, setup, signatures, signed,
     vm::{Ended, Rootfs, Vm},
 };
 
@@ -42,6 +42,9 @@ pub struct Args {
 /// Scenarios that share a boot at most, so that a machine that dies takes few with it and all
 /// processors have work.
 const BATCH: usize = 5;
+
+/// What is no scenario within one machine.
+const POWER_CUTS: &str = "power-cuts";
 
 /// How long a batch may take.
 const TIMEOUT: Duration = Duration::from_secs(900);
@@ -270,6 +273,7 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
         })
         .collect();
     ensure!(!all.is_empty(), "the guest program lists no scenario");
+    all.push((POWER_CUTS, "power,once", "usual"));
     for name in only {
         ensure!(
             all.iter().any(|(known, ..)| known == name),
@@ -311,9 +315,28 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
     Ok(batches)
 }
 
+/// Cuts the power of a few machines, and returns how many scenarios failed.
+fn run_power_cuts(built: &Built, kernel: &Kernel) -> usize {
+    /// A run by hand has more: `cargo xtask power-cuts`.
+    const CUTS: u64 = 2;
+    let start = Instant::now();
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let done = power::cuts(kernel, built, kernel.needs(), CUTS, seed, |_| {});
+    let seconds = start.elapsed().as_secs_f32();
+    let shown = match &done {
+        Ok(()) => format!("   {:>6} ok     {POWER_CUTS} ({seconds:.1} s)\n", kernel.name),
+        Err(error) => format!("   {:>6} FAILED {POWER_CUTS}: {error:#}\n", kernel.name),
+    };
+    let _ = std::io::stdout().write_all(shown.as_bytes());
+    usize::from(done.is_err())
+}
+
 /// Runs one machine, once more if it was frozen, and returns how many scenarios failed.
 fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
     let Batch { kernel, machine, names } = batch;
+    if names.first().is_some_and(|name| name == POWER_CUTS) {
+        return run_power_cuts(built, kernel);
+    }
     let mut names = names.clone();
     for last_attempt in [false, true] {
         let batch = Batch { kernel, machine: machine.clone(), names };
@@ -377,6 +400,7 @@ fn run_machine(built: &Built, files: &Path, batch: &Batch<'_>) -> Outcome {
         }
         Ok(Ended::Silent) => "; the machine says nothing any more".into(),
         Ok(Ended::Exited(_)) => String::new(),
+        Ok(Ended::Cut) => "; it has lost its power".into(),
         Ok(Ended::Lost(why)) => format!("; the machine was lost: {why}"),
         Err(error) => format!("; the machine did not run: {error:#}"),
     };

@@ -95,8 +95,20 @@ pub struct Vm<'a> {
     pub share: bool,
     /// Whether there is a second disk, with an XFS filesystem.
     pub xfs_disk: bool,
+    /// A disk whose content lasts, in the place of an empty one.
+    pub disk: Option<&'a Path>,
+    /// When it loses its power.
+    pub cut: Option<Cut>,
     /// What to run.
     pub command: &'a [String],
+}
+
+/// A moment at which a machine loses its power.
+pub struct Cut {
+    /// Counted from when it says this.
+    pub line: String,
+    /// How long after that.
+    pub after: Duration,
 }
 
 impl<'a> Vm<'a> {
@@ -116,6 +128,8 @@ impl<'a> Vm<'a> {
             usb_stick: false,
             share: false,
             xfs_disk: false,
+            disk: None,
+            cut: None,
             command,
         }
     }
@@ -126,6 +140,8 @@ impl<'a> Vm<'a> {
 pub enum Ended {
     /// The command ended with this code.
     Exited(u8),
+    /// Its power was cut as was asked for.
+    Cut,
     /// The machine ended or hung before the command did.
     Lost(&'static str),
     /// The machine said nothing for too long, not even that it lives.
@@ -156,6 +172,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         usb_stick: false,
         share: false,
         xfs_disk: false,
+        disk: None,
+        cut: None,
         command: &args.command,
     };
     let ended = vm.run(|line| {
@@ -164,6 +182,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     })?;
     match ended {
         Ended::Exited(code) => Ok(ExitCode::from(code)),
+        Ended::Cut => bail!("the guest has lost its power"),
         Ended::Lost(why) => bail!("the guest was lost: {why}"),
         Ended::Silent => bail!("the guest says nothing any more"),
     }
@@ -200,9 +219,10 @@ impl Vm<'_> {
             },
             &archive,
         )?;
-        let disk = match self.rootfs {
-            Rootfs::Busybox => empty_disk(work.path(), "scratch.img")?,
-            Rootfs::Debian => debian::image()?,
+        let disk = match (self.disk, self.rootfs) {
+            (Some(disk), _) => disk.to_owned(),
+            (None, Rootfs::Busybox) => empty_disk(work.path(), "scratch.img")?,
+            (None, Rootfs::Debian) => debian::image()?,
         };
         let mut devices = Vec::new();
         if self.usb_stick {
@@ -266,7 +286,7 @@ impl Vm<'_> {
                 }
             }
         });
-        let end = Instant::now() + self.timeout;
+        let (mut end, mut is_cut) = (Instant::now() + self.timeout, false);
         let (mut ended, mut started, mut int3) =
             (Ended::Lost("it ended before the command"), false, false);
         let mut over = false;
@@ -287,6 +307,9 @@ impl Vm<'_> {
                     }
                     None => {
                         int3 |= !started && line.contains("int3");
+                        if let Some(cut) = self.cut.as_ref().filter(|cut| cut.line == line) {
+                            (end, is_cut) = (Instant::now() + cut.after, true);
+                        }
                         // The firmware and the boot loader are of no interest.
                         if (started && !over) || line.contains("panic") || line.contains("Oops") {
                             show(&line);
@@ -295,7 +318,9 @@ impl Vm<'_> {
                 },
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    ended = if silence < left {
+                    ended = if is_cut {
+                        Ended::Cut
+                    } else if silence < left {
                         Ended::Silent
                     } else {
                         Ended::Lost("it took too long")
@@ -339,7 +364,8 @@ impl Vm<'_> {
         }
         append.push(' ');
         append.push_str(self.append);
-        let mut drive = OsString::from("if=virtio,format=raw,snapshot=on,file=");
+        let snapshot = if self.disk.is_some() { "off" } else { "on" };
+        let mut drive = OsString::from(format!("if=virtio,format=raw,snapshot={snapshot},file="));
         drive.push(disk);
         qemu.args(["-m", &self.mem.to_string(), "-smp", &self.smp.to_string()])
             .args([
@@ -400,7 +426,7 @@ impl Machine {
 }
 
 /// A disk with an empty ext4 filesystem. It has no partitions.
-fn empty_disk(folder: &Path, name: &str) -> Result<PathBuf> {
+pub fn empty_disk(folder: &Path, name: &str) -> Result<PathBuf> {
     const SIZE: u64 = 256 << 20;
     let disk = folder.join(name);
     fs::File::create(&disk)?.set_len(SIZE)?;

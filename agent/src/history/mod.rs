@@ -7,7 +7,10 @@
 mod file;
 pub mod suspects;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
 
 use jiff::Timestamp;
 use portcullis_common::{Digest, Kinds};
@@ -316,12 +319,19 @@ impl Artifact {
         self.uses.iter().map(|one| one.allowed + one.would_deny + one.denied).sum()
     }
 
-    /// Where it was first seen, by the exact bytes; none if they are not known.
+    /// SHA-256 of its content; none if it could not be made.
     #[must_use]
-    pub fn exact_path(&self) -> Option<std::path::PathBuf> {
+    pub fn content(&self) -> Option<Digest> {
+        self.digest.as_deref().and_then(|text| digest::parse(text).ok())
+    }
+
+    /// Where it was first seen, by the exact bytes; as it is shown, if they are not known.
+    #[must_use]
+    pub fn exact_path(&self) -> PathBuf {
         use std::{ffi::OsString, os::unix::ffi::OsStringExt};
-        let bytes = bytes_of_path(&self.path, self.path_hex.as_deref())?;
-        bytes.starts_with(b"/").then(|| OsString::from_vec(bytes).into())
+        let bytes = bytes_of_path(&self.path, self.path_hex.as_deref());
+        let bytes = bytes.filter(|bytes| bytes.starts_with(b"/"));
+        bytes.map_or_else(|| self.path.clone().into(), |bytes| OsString::from_vec(bytes).into())
     }
 
     /// How often and by whom, for people.

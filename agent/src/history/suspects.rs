@@ -6,7 +6,6 @@ use jiff::{SignedDuration, Timestamp};
 use portcullis_common::{Digest, Kinds, Rule};
 
 use super::{Artifact, History, Use};
-use crate::artifact::digest;
 
 /// How long a use that the policy did not allow stands in the way of enforcement, even if the file is
 /// gone since: seven days.
@@ -42,7 +41,7 @@ impl History {
     pub fn suspects(&self, now: Timestamp, rule: impl Fn(&Digest) -> Option<Rule>) -> Vec<Suspect> {
         let mut found = Vec::new();
         for artifact in self.artifacts() {
-            let digest = artifact.digest.as_deref().and_then(|text| digest::parse(text).ok());
+            let digest = artifact.content();
             let rule = digest.as_ref().and_then(&rule).unwrap_or_default();
             if rule.denied == 1 {
                 continue;
@@ -52,7 +51,7 @@ impl History {
                 uses.filter(|one| !rule.kinds.intersects(one.kinds) || one.is_refused_for_good())
             {
                 found.push(Suspect {
-                    path: artifact.exact_path().unwrap_or_else(|| artifact.path.clone().into()),
+                    path: artifact.exact_path(),
                     digest,
                     kinds: one.kinds,
                     is_recent: one.is_recent(now),
@@ -82,7 +81,7 @@ impl History {
         which: impl Fn(&Use) -> bool,
     ) {
         for artifact in self.artifacts.values_mut() {
-            let digest = artifact.digest.as_deref().and_then(|text| digest::parse(text).ok());
+            let digest = artifact.content();
             let rule = digest.as_ref().and_then(&rule).unwrap_or_default();
             for one in artifact.uses.iter_mut().filter(|one| one.last_ran.is_some()) {
                 let is_refused = !rule.kinds.intersects(one.kinds) || one.is_refused_for_good();

@@ -15,7 +15,7 @@ pub use origin::Origin;
 use crate::{
     artifact::digest,
     event::human::Plain,
-    history::{Artifact, History},
+    history::{Artifact, History, Use},
     policy::manifest::{Found, kinds_words},
     run::preflight::InUse,
     scan,
@@ -92,12 +92,13 @@ pub fn learn(
         one.kinds = one.kinds.union(kinds);
     };
     for artifact in history.artifacts() {
-        let path = artifact.exact_path().unwrap_or_else(|| artifact.path.clone().into());
-        let digest = artifact.digest.as_deref().and_then(|text| digest::parse(text).ok());
+        let (path, digest) = (artifact.exact_path(), artifact.content());
         for one in artifact.uses.iter().filter(|one| one.last_ran.is_some()) {
             match digest {
                 Some(digest) => add(digest, &path, one.kinds, &|| artifact.told()),
-                None => learned.unlistable.push(unlistable(artifact, &path, one.kinds)),
+                // Somebody has decided that it shall be refused.
+                None if one.settled => {}
+                None => learned.unlistable.push(unlistable(artifact, &path, one)),
             }
         }
     }
@@ -110,10 +111,9 @@ pub fn learn(
     learned
 }
 
-fn unlistable(artifact: &Artifact, path: &Path, kinds: Kinds) -> Unlistable {
-    let reasons = artifact.uses.iter().find(|one| one.kinds == kinds);
-    let reason = reasons.and_then(|one| one.reason.as_deref()).unwrap_or("no digest");
-    let told = format!("as {}: {reason}, {}", kinds_words(kinds), artifact.told());
+fn unlistable(artifact: &Artifact, path: &Path, one: &Use) -> Unlistable {
+    let reason = one.reason.as_deref().unwrap_or("no digest");
+    let told = format!("as {}: {reason}, {}", kinds_words(one.kinds), artifact.told());
     Unlistable { path: path.to_owned(), told }
 }
 
