@@ -22,7 +22,7 @@ use crate::{
     event::human::Plain,
     kernel::filesystems,
     policy::{Policy, signature},
-    run,
+    run::{self, preflight},
 };
 
 #[derive(clap::Args)]
@@ -161,7 +161,7 @@ impl Judge {
         match self {
             Self::Agent => Ok(Kinds(client::ask_json(&Request::Verified { device })?)),
             Self::File(policy) => {
-                Ok(run::verified_kinds(policy).get(&device).copied().unwrap_or_default())
+                Ok(preflight::verified_kinds(policy).get(&device).copied().unwrap_or_default())
             }
         }
     }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use portcullis_common::Kinds;
 use serde::Serialize;
 
 use super::{Failure, NO, OrExit, Outcome, UNAVAILABLE, history, output, policy_diff::Side};
@@ -14,11 +13,7 @@ use crate::{
     artifact::digest,
     event::human::Plain,
     policy::manifest::kinds_words,
-    run::{
-        preflight::{self, InUse},
-        signatures::without_signed,
-        verified_kinds,
-    },
+    run::preflight::{self, InUse},
 };
 
 #[derive(clap::Args)]
@@ -69,8 +64,7 @@ pub fn test(args: &Args) -> Outcome {
 fn refused(side: &Side, exported: Option<&Path>) -> Result<Vec<InUse>, Failure> {
     let known = history::read(exported)?;
     let policy = &side.policy;
-    let rule = |digest: &_| policy.rule(digest);
-    let suspects = known.suspects(Timestamp::now(), rule);
+    let suspects = known.suspects(Timestamp::now(), |digest| policy.rule(digest));
     if exported.is_some() {
         // Nothing here says whether the files are still there.
         let in_use = suspects.into_iter().map(|suspect| InUse {
@@ -80,14 +74,11 @@ fn refused(side: &Side, exported: Option<&Path>) -> Result<Vec<InUse>, Failure> 
             device: 0,
             fsverity: None,
             told: suspect.told,
+            is_vital: false,
         });
         return Ok(in_use.collect());
     }
-    let mut in_use = preflight::in_use();
-    preflight::add_suspects(&mut in_use, suspects);
-    let verified = verified_kinds(policy);
-    let verified = |device| verified.get(&device).copied().unwrap_or(Kinds::NONE);
-    Ok(without_signed(preflight::refused(in_use, rule, verified), policy))
+    Ok(preflight::would_refuse(policy, suspects))
 }
 
 fn line(one: &InUse) -> Line {

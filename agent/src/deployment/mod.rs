@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-pub use start::{AtStart, at_start};
+pub use start::{AtStart, Candidate, ID, PassedOver, at_start};
 
 /// The file that says what is in force.
 const STATE: &str = "state.json";
@@ -210,18 +210,20 @@ impl Store {
         self.unpack(bundle)
     }
 
-    /// Reads a bundle that is kept, and unpacks it anew.
+    /// Reads a bundle that is kept, and unpacks it anew. Returns its policy file, and whether its signers
+    /// want it enforced whatever it would stop.
     ///
     /// # Errors
     /// With what is wrong with it, for people.
-    pub fn open_kept(&self, kept: &Kept) -> Result<PathBuf, String> {
+    pub fn open_kept(&self, kept: &Kept) -> Result<(PathBuf, bool), String> {
         let path = self.path_of(kept);
         let bundle =
             Bundle::read(&path).map_err(|(_, why)| format!("{}: {why}", path.display()))?;
         if Kept::of(&bundle) != *kept {
             return Err(format!("{}: is another bundle than was kept", path.display()));
         }
-        self.unpack(&bundle).map_err(|error| error.to_string())
+        let policy = self.unpack(&bundle).map_err(|error| error.to_string())?;
+        Ok((policy, bundle.manifest().skip_preflight))
     }
 
     fn unpack(&self, bundle: &Bundle) -> Result<PathBuf, StoreError> {

@@ -165,7 +165,7 @@ pub struct GlassChange {
 /// What became of a bundle.
 #[derive(Clone, Debug, Serialize)]
 pub struct BundleChange {
-    /// `in-force`, `trial`, `confirmed`, `reverted` or `refused`.
+    /// `in-force`, `trial`, `confirmed`, `reverted`, `passed-over` or `refused`.
     pub state: &'static str,
     /// Which; none if it was refused.
     pub bundle: Option<Kept>,

@@ -70,7 +70,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         base,
         given,
         told,
-        deployed: AtStart { store, reverted, check: bundles, .. },
+        deployed: AtStart { store, reverted, passed_over, .. },
+        only_audits,
         places,
         found,
         pins,
@@ -130,12 +131,14 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.started();
     agent.take_found(found);
     agent.take_checks(checks);
-    agent.take_checks(vec![bundles]);
     agent.take_checks(api_check.into_iter().collect());
     agent.tell_reverted(reverted.as_ref());
+    agent.tell_passed_over(passed_over);
     agent.check_history();
     if agent.mode() == Mode::Enforce {
-        agent.settle_history();
+        agent.enforcement_begins();
+    } else if !only_audits {
+        agent.enforcement_ends();
     }
     agent.check_appraiser();
     agent.after_test(&test);

@@ -58,6 +58,12 @@ impl Places {
         self.state.join(crate::history::FILE)
     }
 
+    /// Whether this device has enforced a policy.
+    #[must_use]
+    pub fn enforced(&self) -> PathBuf {
+        self.state.join(super::enforced::FILE)
+    }
+
     fn versions(&self) -> PathBuf {
         self.state.join("catalogs.json")
     }

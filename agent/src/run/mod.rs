@@ -4,6 +4,8 @@ pub(crate) mod agent;
 mod appraiser;
 pub mod backend;
 pub mod catalogs;
+pub mod enforced;
+mod first;
 mod health;
 pub mod latest;
 pub mod lock;
@@ -17,7 +19,6 @@ pub mod sink;
 mod warden;
 
 use std::{
-    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -29,7 +30,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     artifact::MAX_HASHED_BYTES,
-    deployment::{self, AtStart},
+    deployment::AtStart,
     event::{SignatureRejected, decode::GateEvent},
     kernel::{
         allowlist::Allowlist,
@@ -39,17 +40,14 @@ use crate::{
         layout::{Hashing, Layout},
         mounts, overlay,
         pins::{self, Pins},
-        selftest, verity,
+        selftest,
     },
     policy::{Policy, diagnostic::Diagnostics, source::Signs},
-    usb::{
-        device::{DEVICES, Device},
-        preflight as preflight_usb,
-    },
 };
 
 use appraiser::Appraiser;
 use backend::{Backend, Choice, Chosen};
+use first::First;
 use lock::{Lock, LockError};
 use preflight::InUse;
 use recorder::Recorder;
@@ -104,6 +102,9 @@ pub enum RunError {
     /// What runs now would be stopped.
     #[error("{}", crate::control::preflight_refusal(.0).message)]
     Preflight(Vec<InUse>),
+    /// Nothing that was in force can be put in force again.
+    #[error("{0}")]
+    NothingHolds(String),
     /// The file for events cannot be opened.
     #[error("event file {path}: {source}")]
     Events {
@@ -127,7 +128,10 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::EmptyPolicy(_) | Self::Preflight(_) | Self::UsbPreflight(_) => 1,
+            Self::EmptyPolicy(_)
+            | Self::Preflight(_)
+            | Self::UsbPreflight(_)
+            | Self::NothingHolds(_) => 1,
             Self::Policy(_) | Self::Events { .. } => 2,
             Self::Lock(_) | Self::Kernel(_) | Self::Gates(_) | Self::System { .. } => 3,
         }
@@ -155,6 +159,8 @@ struct Started {
     told: Option<Mode>,
     /// What it starts with instead, if a bundle was confirmed.
     deployed: AtStart,
+    /// Whether it should enforce, and no policy can be.
+    only_audits: bool,
     /// Where catalogs are.
     places: catalogs::Places,
     /// What they are now.
@@ -197,34 +203,16 @@ fn start(
     options: &Options,
     progress: &dyn Fn(u64, &'static str) -> ProgressBar,
 ) -> Result<Started, RunError> {
-    let deployed = deployment::at_start(&options.catalogs.bundles(), &options.policy);
-    let reading = progress(0, "reading the policy");
-    let policy = Policy::load(&deployed.policy, &reading);
-    reading.finish_and_clear();
-    let base = policy?;
-    let (policy, found) = catalogs::read(&base, &options.catalogs);
-    let mode = options.mode.unwrap_or(policy.mode);
-    if mode == Mode::Enforce && policy.allows_nothing() {
-        return Err(RunError::EmptyPolicy(deployed.policy));
-    }
-
+    let mut first = First::read(options, progress)?;
     let layout = Layout::of_running_kernel();
     let mut checks = facts::checks(&layout);
     let chosen = backend::choose(options.backend, &checks)?;
     let lock = Lock::take(Path::new(lock::RUNTIME))?;
-    if mode == Mode::Enforce && !options.skip_preflight {
-        let verified = verified_kinds(&policy);
-        let refused = preflight::refused(
-            preflight::in_use(),
-            |digest| policy.rule(digest),
-            |device| verified.get(&device).copied().unwrap_or_default(),
-        );
-        let refused = signatures::without_signed(refused, &policy);
-        if !refused.is_empty() {
-            return Err(RunError::Preflight(refused));
-        }
-        refuse_to_lock_out(&policy)?;
-    }
+    first.pass_preflight(options, progress)?;
+    checks.push(first.check(&options.policy));
+    checks.append(&mut first.checks);
+    let only_audits = first.only_audits();
+    let First { base, policy, found, mode, deployed, .. } = first;
     let mut sinks = vec![Sink::stdout()];
     if let Some(path) = &options.events {
         let opened = Sink::file(path);
@@ -236,7 +224,8 @@ fn start(
         tracing::warn!("{}; {mend}", degraded.found);
         let (warden, watch, answered) = Warden::start(&policy)
             .map_err(system("having the kernel ask before files are opened"))?;
-        checks = vec![degraded, warden.prove()];
+        checks.retain(|check| first::IDS.contains(&check.id));
+        checks.extend([degraded, warden.prove()]);
         if let Some(failure) = first_failure(&checks) {
             return Err(RunError::Kernel(failure.clone()));
         }
@@ -250,6 +239,7 @@ fn start(
             given: options.policy.clone(),
             told: options.mode,
             deployed,
+            only_audits,
             places: options.catalogs.clone(),
             found,
             pins: None,
@@ -361,6 +351,7 @@ fn start(
         given: options.policy.clone(),
         told: options.mode,
         deployed,
+        only_audits,
         places: options.catalogs.clone(),
         found,
         pins,
@@ -373,35 +364,6 @@ fn start(
         rejected,
         _lock: lock,
     })
-}
-
-/// A keyboard that works must not be taken away without a word. Other devices that nobody lists are no
-/// reason to have no gates at all; that they are held is told.
-fn refuse_to_lock_out(policy: &Policy) -> Result<(), RunError> {
-    let Some(rules) = &policy.usb else { return Ok(()) };
-    let mut lost = preflight_usb::lost(Path::new(DEVICES), rules);
-    lost.retain(Device::may_be_keyboard);
-    if lost.is_empty() {
-        Ok(())
-    } else {
-        Err(RunError::UsbPreflight(preflight_usb::refusal(&lost)))
-    }
-}
-
-/// What the policy would let files be used as because their device is verified, by device.
-pub(crate) fn verified_kinds(policy: &Policy) -> HashMap<u64, Kinds> {
-    let listed = &policy.verified_filesystems;
-    if listed.is_empty() {
-        return HashMap::new();
-    }
-    let found = verity::mounted(|root| listed.iter().any(|one| one.root == *root));
-    // What cannot be looked at is judged by its content, here as later.
-    let found = found.map(|found| found.verified).unwrap_or_default();
-    let kinds = |root| {
-        let same = listed.iter().filter(|one| one.root == root);
-        same.fold(Kinds::NONE, |kinds, one| kinds.union(one.kinds))
-    };
-    found.iter().map(|one| (one.device, kinds(one.root))).collect()
 }
 
 /// Pins the programs. That they cannot be pinned is a gap with a name, not a reason to have no

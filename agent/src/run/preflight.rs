@@ -1,7 +1,7 @@
 //! Would this policy stop what runs now? Asked before enforcing it.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet, hash_map::Entry},
     fs::{self, File},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -12,7 +12,9 @@ use portcullis_common::{Digest, Kinds, Rule, fsverity_key};
 use crate::{
     artifact::{MAX_HASHED_BYTES, digest, fsverity},
     history::suspects::Suspect,
-    policy::manifest::kinds_words,
+    kernel::verity,
+    policy::{Policy, manifest::kinds_words},
+    run::signatures,
     scan,
 };
 
@@ -31,6 +33,9 @@ pub struct InUse {
     pub fsverity: Option<Digest>,
     /// Who uses it, or when it was used, for people.
     pub told: String,
+    /// Whether the device cannot be repaired without it: the first process, the shell, the agent, and
+    /// what these have mapped.
+    pub is_vital: bool,
 }
 
 impl std::fmt::Display for InUse {
@@ -61,6 +66,35 @@ pub fn refused(
     in_use.into_iter().filter(|one| !allows(one)).collect()
 }
 
+/// What runs now, or has run as `suspects` tell and could again, and would be refused by `policy`. Reads
+/// every file once, which takes a while.
+#[must_use]
+pub fn would_refuse(policy: &Policy, suspects: Vec<Suspect>) -> Vec<InUse> {
+    let mut in_use = in_use();
+    add_suspects(&mut in_use, suspects);
+    let verified = verified_kinds(policy);
+    let verified = |device| verified.get(&device).copied().unwrap_or_default();
+    let refused = refused(in_use, |digest| policy.rule(digest), verified);
+    signatures::without_signed(refused, policy)
+}
+
+/// What the policy would let files be used as because their device is verified, by device.
+#[must_use]
+pub fn verified_kinds(policy: &Policy) -> HashMap<u64, Kinds> {
+    let listed = &policy.verified_filesystems;
+    if listed.is_empty() {
+        return HashMap::new();
+    }
+    let found = verity::mounted(|root| listed.iter().any(|one| one.root == *root));
+    // What cannot be looked at is judged by its content, here as later.
+    let found = found.map(|found| found.verified).unwrap_or_default();
+    let kinds = |root| {
+        let same = listed.iter().filter(|one| one.root == root);
+        same.fold(Kinds::NONE, |kinds, one| kinds.union(one.kinds))
+    };
+    found.iter().map(|one| (one.device, kinds(one.root))).collect()
+}
+
 /// Programs without which nobody gets in again.
 const INDISPENSABLE: [&str; 2] = ["/sbin/init", "/bin/sh"];
 
@@ -73,7 +107,7 @@ pub fn in_use() -> Vec<InUse> {
     let mut search = Search::default();
     for path in INDISPENSABLE {
         if let Ok(path) = fs::canonicalize(path) {
-            search.file(&path, &path, Kinds::EXECUTABLE, "used by getting in again");
+            search.file(&path, &path, Kinds::EXECUTABLE, ("used by getting in again", true));
         }
     }
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -100,7 +134,7 @@ pub fn add_suspects(in_use: &mut Vec<InUse>, suspects: Vec<Suspect>) {
             None => continue,
         };
         let Suspect { path, digest, kinds: kind, told, .. } = suspect;
-        in_use.push(InUse { path, kind, digest, device, fsverity, told });
+        in_use.push(InUse { path, kind, digest, device, fsverity, told, is_vital: false });
     }
 }
 
@@ -114,7 +148,8 @@ fn present(path: &Path, expected: &Digest) -> Option<(u64, Option<Digest>)> {
 
 #[derive(Default)]
 struct Search {
-    seen: HashSet<(u64, u64, Kinds)>,
+    /// Where in `found` a file is, by device, inode number and use.
+    seen: HashMap<(u64, u64, Kinds), usize>,
     found: Vec<InUse>,
 }
 
@@ -126,8 +161,10 @@ impl Search {
         let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
         let pid = process.file_name().unwrap_or_default().to_string_lossy();
         let told = format!("used by {} (pid {pid})", comm.trim_end().escape_debug());
+        let is_vital = pid == "1" || pid.parse() == Ok(std::process::id());
+        let user = (told.as_str(), is_vital);
         let shown = fs::read_link(&program).unwrap_or_default();
-        self.file(&program, &shown, Kinds::EXECUTABLE, &told);
+        self.file(&program, &shown, Kinds::EXECUTABLE, user);
 
         let maps = fs::read(process.join("maps")).unwrap_or_default();
         for line in maps.split(|byte| *byte == b'\n') {
@@ -136,18 +173,25 @@ impl Search {
             let file = process.join("map_files").join(&mapping.range);
             match fs::metadata(&file) {
                 Ok(metadata) if (metadata.dev(), metadata.ino()) != (own.dev(), own.ino()) => {
-                    self.file(&file, &mapping.path, Kinds::LIBRARY, &told);
+                    self.file(&file, &mapping.path, Kinds::LIBRARY, user);
                 }
                 _ => {}
             }
         }
     }
 
-    fn file(&mut self, file: &Path, shown: &Path, kind: Kinds, told: &str) {
+    fn file(&mut self, file: &Path, shown: &Path, kind: Kinds, (told, is_vital): (&str, bool)) {
         let Ok(metadata) = fs::metadata(file) else { return };
-        if !metadata.is_file() || !self.seen.insert((metadata.dev(), metadata.ino(), kind)) {
+        if !metadata.is_file() {
             return;
         }
+        match self.seen.entry((metadata.dev(), metadata.ino(), kind)) {
+            Entry::Occupied(known) => {
+                self.found[*known.get()].is_vital |= is_vital;
+                return;
+            }
+            Entry::Vacant(new) => new.insert(self.found.len()),
+        };
         let opened = File::open(file);
         let fsverity = opened.as_ref().ok().and_then(fsverity::measured);
         let digest = opened
@@ -160,6 +204,7 @@ impl Search {
             device: metadata.dev(),
             fsverity,
             told: told.to_owned(),
+            is_vital,
         });
     }
 }
@@ -229,9 +274,13 @@ mod tests {
         let refused = refused(in_use(), |_| None, |_| Kinds::NONE);
         let own = fs::read_link("/proc/self/exe").expect("own binary");
         assert!(
-            refused.iter().any(|one| one.path == own && one.kind == Kinds::EXECUTABLE),
+            refused
+                .iter()
+                .any(|one| { one.path == own && one.kind == Kinds::EXECUTABLE && one.is_vital }),
             "{refused:?}"
         );
+        let shell = fs::canonicalize("/bin/sh").expect("a shell");
+        assert!(refused.iter().any(|one| one.path == shell && one.is_vital), "{refused:?}");
     }
 
     #[test]

@@ -97,6 +97,11 @@ impl Operator {
         Ok(())
     }
 
+    /// Whether the program does not run.
+    pub(super) fn is_refused(&self) -> Result<bool> {
+        Ok(exec_path(&self.program)? == Attempt::Refused)
+    }
+
     pub(super) fn start(&self) -> Result<Agent> {
         Agent::start(&self.policy, "enforce", &["--skip-preflight"])
     }

@@ -16,6 +16,7 @@ mod attacks_write;
 mod attacks_writer;
 mod bad_input;
 mod bundles;
+mod bundles_at_start;
 mod bundles_network;
 mod catalogs;
 mod catalogs_hostile;
@@ -59,6 +60,7 @@ pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
 pub use bundles::kill_pushes;
 pub use churn::million;
+pub use policy_size::many;
 
 /// A scenario.
 pub struct Scenario {
@@ -69,6 +71,9 @@ pub struct Scenario {
     /// What it proves.
     pub run: fn() -> Result<()>,
 }
+
+/// That this device has enforced before: each scenario begins with a new device.
+const ENFORCED: &str = "/var/lib/portcullis/enforced.json";
 
 /// The usual machine: nothing on the kernel's command line.
 const USUAL: &str = "";
@@ -125,6 +130,7 @@ pub const ALL: &[Scenario] = &[
     once("policy-push", bundles::life),
     once("policy-push-refused", bundles::refused),
     once("policy-push-killed", bundles::killed),
+    once("policy-falls-back", bundles_at_start::falls_back),
     once("policy-push-network", bundles_network::pushed),
     usual("signatures", signatures::first_sight),
     usual("signatures-fs-verity", signatures::verity),
@@ -214,6 +220,7 @@ fn leaves_nothing() -> Result<()> {
     // A bundle in force would be the next agent's policy, and what ran here is no matter of its.
     let _ = fs::remove_dir_all(bundles::KEPT);
     let _ = fs::remove_file(commissioning::KEPT);
+    let _ = fs::remove_file(ENFORCED);
     Ok(())
 }
 
@@ -275,7 +282,7 @@ pub fn list(policy: &Policy, path: &Path, kinds: &[&str]) -> Result<()> {
 }
 
 /// What `sha256sum` says of a file.
-fn sha256(path: &Path) -> Result<String> {
+pub fn sha256(path: &Path) -> Result<String> {
     let output = Command::new("/usr/bin/sha256sum").arg("--").arg(path).output()?;
     ensure!(output.status.success(), "sha256sum {}", path.display());
     let text = String::from_utf8(output.stdout)?;

@@ -19,6 +19,7 @@ use crate::{
     event::Decision,
     history::{self, History, HistoryError, suspects::Suspect},
     kernel::check::{Check, State},
+    run::enforced,
     sync::lock,
 };
 
@@ -143,10 +144,20 @@ impl Agent {
         self.check_history();
     }
 
-    /// Enforcement begins, so that what it refuses is refused by decision.
-    pub(super) fn settle_history(&mut self) {
+    /// Enforcement begins, so that what it refuses is refused by decision, now and after a restart.
+    pub(super) fn enforcement_begins(&mut self) {
         let rule = |digest: &Digest| self.gates.rule(digest).ok().flatten();
         lock(&self.history.history).settle(rule);
+        if let Err(error) = enforced::begins(&self.places.enforced(), &self.view().id) {
+            tracing::warn!("the next start will not know that this device has enforced: {error}");
+        }
+    }
+
+    /// Somebody has decided that the device audits.
+    pub(super) fn enforcement_ends(&mut self) {
+        if let Err(error) = enforced::ends(&self.places.enforced()) {
+            tracing::warn!("the next start will not know that this device audits: {error}");
+        }
     }
 
     /// Another policy is enforced, so that what it refuses is refused by decision.

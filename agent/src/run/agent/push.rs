@@ -21,7 +21,7 @@ use crate::{
         caller::Caller,
         server::{Answer, Asker, FoundOut, json},
     },
-    deployment::{Kept, Store},
+    deployment::{Kept, PassedOver, Store},
     event::{Body, BundleChange, PolicyId},
     kernel::check::State,
     policy::{
@@ -227,7 +227,7 @@ impl Agent {
         let reading = self.reading();
         self.in_background(Request::Rollback { cause }, asker, move || {
             let file = match next.in_force() {
-                Some(kept) => next.open_kept(kept).map_err(|error| stays(&error))?,
+                Some(kept) => next.open_kept(kept).map_err(|error| stays(&error))?.0,
                 None => given,
             };
             reading.read(&file, |_| false)
@@ -434,6 +434,13 @@ impl Agent {
         if kept.is_some() {
             let cause = "the agent was started again before it was confirmed".to_owned();
             self.tell_bundle(("reverted", None), kept, Vec::new(), Some(cause), None);
+        }
+    }
+
+    /// Tells of what could not be put in force when this agent started.
+    pub(super) fn tell_passed_over(&mut self, passed_over: Vec<PassedOver>) {
+        for PassedOver { kept, why } in passed_over {
+            self.tell_bundle(("passed-over", None), kept.as_ref(), Vec::new(), Some(why), None);
         }
     }
 

@@ -20,8 +20,7 @@ use crate::{
         backend::Backend,
         catalogs::{self, Places, Prepared},
         preflight::{self, InUse},
-        signatures::{self, Signatures},
-        verified_kinds,
+        signatures::Signatures,
     },
     sync::lock,
     usb::preflight as usb_preflight,
@@ -75,14 +74,11 @@ impl Reading {
         let (mut refused, mut usb) = (Vec::new(), None);
         if look(policy) {
             usb = policy.usb.as_ref().and_then(|rules| usb_preflight::refusal_by(rules));
-            let rule = |digest: &_| policy.rule(digest);
-            let suspects = lock(&self.history).suspects(Timestamp::now(), rule);
-            let verified = verified_kinds(policy);
-            let mut in_use = preflight::in_use();
-            preflight::add_suspects(&mut in_use, suspects);
-            let verified = |device| verified.get(&device).copied().unwrap_or_default();
-            refused = preflight::refused(in_use, rule, verified);
-            refused = signatures::without_signed(refused, policy);
+            let history = lock(&self.history);
+            let suspects = history.suspects(Timestamp::now(), |digest| policy.rule(digest));
+            // Not kept locked while everything that runs is read.
+            drop(history);
+            refused = preflight::would_refuse(policy, suspects);
         }
         Ok(Candidate { base: Arc::new(base), prepared, refused, usb, offer: None })
     }

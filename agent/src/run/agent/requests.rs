@@ -176,7 +176,9 @@ impl Agent {
         }
         if mode == Mode::Enforce {
             self.glass_is_whole(by);
-            self.settle_history();
+            self.enforcement_begins();
+        } else if self.deployment.glass.is_none() {
+            self.enforcement_ends();
         }
     }
 
