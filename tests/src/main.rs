@@ -10,6 +10,7 @@ mod events;
 mod gadget;
 mod init;
 mod mapping;
+mod power;
 mod raw;
 mod ring;
 mod scenarios;
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
         ["kill-pushes", count] => {
             count.parse().map_err(anyhow::Error::from).and_then(scenarios::kill_pushes)
         }
+        ["switch-under-load", digests, switches] => switch_under_load(digests, switches),
+        ["power-round", lowest, highest, then] => power_round(lowest, highest, *then == "end"),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),
         // For the host: name and machine of every scenario, and on which kernels it runs by default.
@@ -70,6 +73,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn switch_under_load(digests: &str, switches: &str) -> anyhow::Result<()> {
+    scenarios::many(digests.parse()?, switches.parse()?)
+}
+
+fn power_round(lowest: &str, highest: &str, ends: bool) -> anyhow::Result<()> {
+    power::round(lowest.parse()?, highest.parse()?, ends)
 }
 
 fn exit(code: anyhow::Result<u8>) -> ExitCode {
