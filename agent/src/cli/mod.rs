@@ -5,6 +5,7 @@ mod bundle;
 mod catalog;
 mod doctor;
 mod events;
+mod events_verify;
 mod explain;
 mod fleet;
 mod history;

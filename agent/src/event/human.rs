@@ -6,7 +6,9 @@ use crate::{
     control::caller::Caller,
     event::{
         AccessRefused, Body, BundleChange, CatalogChange, Decision, Event, GlassChange, PolicyId,
+        Repeated,
     },
+    spool::Dropped,
 };
 
 /// Shows an event as one line. Control characters, which a hostile file name may contain, are
@@ -17,7 +19,13 @@ impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.3} ", self.0.time)?;
         match &self.0.body {
-            Body::Decision(decision) => write_decision(f, decision),
+            Body::Decision(decision) => {
+                write_decision(f, decision)?;
+                self.0.repeated.as_ref().map_or(Ok(()), |repeated| {
+                    let Repeated { count, first, last } = repeated;
+                    write!(f, "; {count} times from {first:.3} to {last:.3}")
+                })
+            }
             Body::Lost { gate, count } => {
                 write!(f, "lost {count} events of the {gate} gate: the ring was full")
             }
@@ -56,6 +64,10 @@ impl fmt::Display for Line<'_> {
                 Plain(path),
                 place.replace('-', " ")
             ),
+            Body::Dropped(dropped) => write_dropped(f, dropped),
+            Body::Checkpoint(seal) => {
+                write!(f, "records up to {} are sealed by the device's key", seal.sealed)
+            }
             Body::AgentStopped { cause, gates_stay: true } => {
                 write!(f, "agent stopped ({cause}); the gates stay in force")
             }
@@ -64,6 +76,19 @@ impl fmt::Display for Line<'_> {
             }
         }
     }
+}
+
+fn write_dropped(f: &mut fmt::Formatter<'_>, dropped: &Dropped) -> fmt::Result {
+    let Dropped { stage, sink, chain, first, last, count, .. } = dropped;
+    let (chain, why) = (
+        chain.word(),
+        match *stage {
+            "memory" => "the disk did not take them, and memory was full",
+            _ => "the spool was full",
+        },
+    );
+    write!(f, "{count} records ({chain} {first} to {last}) had to make room: {why}")?;
+    sink.as_ref().map_or(Ok(()), |sink| write!(f, "; {} has not got them", Plain(sink)))
 }
 
 fn write_glass(f: &mut fmt::Formatter<'_>, change: &GlassChange) -> fmt::Result {

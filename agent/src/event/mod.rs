@@ -11,7 +11,12 @@ pub mod usb;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{catalog::SignedBy, control::caller::Caller, deployment::Kept};
+use crate::{
+    catalog::SignedBy,
+    control::caller::Caller,
+    deployment::Kept,
+    spool::{Dropped, seal::Seal},
+};
 
 /// Version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -28,6 +33,20 @@ pub struct Event {
     /// What happened.
     #[serde(flatten)]
     pub body: Body,
+    /// How many it stands for, if it is more than one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub repeated: Option<Repeated>,
+}
+
+/// How many decisions of one kind a record stands for. The rest of it tells of the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeated {
+    /// How many.
+    pub count: u64,
+    /// When the first was.
+    pub first: Timestamp,
+    /// When the latest was.
+    pub last: Timestamp,
 }
 
 /// What happened.
@@ -113,6 +132,10 @@ pub enum Body {
         #[serde(rename = "where")]
         place: &'static str,
     },
+    /// Records had to make room before everybody had them.
+    Dropped(Box<Dropped>),
+    /// The device signs where its chains of records are.
+    Checkpoint(Box<Seal>),
     /// The agent ends.
     AgentStopped {
         /// Why.

@@ -135,6 +135,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.tell_reverted(reverted.as_ref());
     agent.tell_passed_over(passed_over);
     agent.check_history();
+    agent.check_records();
     if agent.mode() == Mode::Enforce {
         agent.enforcement_begins();
     } else if !only_audits {
@@ -174,6 +175,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 }
             }
             Some(told) = reappraised.recv() => agent.reappraised(told),
+            () = agent.recorder.due() => agent.recorder.tick(),
             Some(told) = told_by_api.recv() => agent.told_by_api(told),
             changed = mounts.ready_mut(Interest::PRIORITY) => {
                 changed.map_err(system("watching for filesystems that are mounted"))?.clear_ready();
@@ -422,6 +424,11 @@ impl Agent {
         }
     }
 
+    fn check_records(&mut self) {
+        let checks = self.recorder.checks();
+        self.take_checks(checks);
+    }
+
     fn gate_event(&mut self, mut event: GateEvent) {
         if let Some(appraiser) = &self.appraiser {
             appraiser.complete(&mut event);
@@ -512,6 +519,8 @@ impl Agent {
                 self.take_checks(vec![facts::ftrace()]);
             }
         }
+        self.recorder.tick();
+        self.check_records();
         self.check_appraiser();
         self.look_at_usb();
         // Other mount namespaces tell nobody.

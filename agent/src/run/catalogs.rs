@@ -64,6 +64,12 @@ impl Places {
         self.state.join(super::enforced::FILE)
     }
 
+    /// Where records wait for their receivers.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.state.join("spool")
+    }
+
     fn versions(&self) -> PathBuf {
         self.state.join("catalogs.json")
     }

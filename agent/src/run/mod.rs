@@ -16,6 +16,7 @@ pub mod recorder;
 mod scripts;
 pub mod signatures;
 pub mod sink;
+mod storms;
 mod warden;
 
 use std::{
@@ -218,6 +219,8 @@ fn start(
         let opened = Sink::file(path);
         sinks.push(opened.map_err(|source| RunError::Events { path: path.clone(), source })?);
     }
+    // Under the lock: two agents must not write to one spool.
+    let recorder = Recorder::open(&options.catalogs, sinks);
 
     if let Chosen::Fanotify(degraded) = chosen {
         let mend = degraded.mend.as_deref().unwrap_or_default();
@@ -245,7 +248,7 @@ fn start(
             pins: None,
             checks,
             test: selftest::SelfTest::default(),
-            recorder: Recorder::new(sinks),
+            recorder,
             reappraise: options.reappraise,
             appraiser: None,
             signatures: None,
@@ -357,7 +360,7 @@ fn start(
         pins,
         checks,
         test,
-        recorder: Recorder::new(sinks),
+        recorder,
         reappraise: options.reappraise,
         appraiser,
         signatures,

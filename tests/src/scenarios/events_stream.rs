@@ -46,10 +46,11 @@ pub fn flood() -> Result<()> {
     ensure!(told["gate"] == "exec" && lost > 0, "{told}");
     let decided = || -> Result<u64> {
         let records = events::all()?;
-        Ok(records.iter().filter(|event| events::is_decision(event, "deny", program)).count()
-            as u64)
+        let told = records.iter().filter(|event| events::is_decision(event, "deny", program));
+        // One record for many, with their number.
+        Ok(told.map(|event| event["count"].as_u64().unwrap_or(1)).sum())
     };
-    // Every single one is either told or counted as lost.
+    // Every single one is either told, by itself or in a number, or counted as lost.
     let end = std::time::Instant::now() + crate::agent::PATIENCE;
     while decided()? + lost < EXECS + known && std::time::Instant::now() < end {
         sleep(Duration::from_millis(50));
@@ -162,8 +163,16 @@ pub fn full_disk() -> Result<()> {
             .clone())
     };
     let end = std::time::Instant::now() + crate::agent::PATIENCE;
+    let mut number = 0;
     while sink()?["lost"].as_u64() == Some(0) {
-        ensure!(exec_path(program)? == Attempt::Refused, "ran on a full disk");
+        // Always another one, as many of the same would be one record.
+        for _ in 0..10 {
+            number += 1;
+            let another = format!("/tmp/full-disk-{number}");
+            fs::hard_link(program, &another)?;
+            ensure!(exec_path(&another)? == Attempt::Refused, "ran on a full disk");
+            fs::remove_file(another)?;
+        }
         ensure!(std::time::Instant::now() < end, "64 KiB did not fill up");
     }
     ensure!(sink()?["failing"] == true, "{}", sink()?);

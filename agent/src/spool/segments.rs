@@ -1,0 +1,277 @@
+//! One chain on the disk: files of JSON lines, each named after its first link, the oldest first.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use super::chain::{Chain, Head, Place, hash};
+
+/// A file of the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The file.
+    pub path: PathBuf,
+    /// Its first record's number in the chain.
+    pub first_link: u64,
+    /// Its first record.
+    pub first_record: u64,
+    /// Its last record.
+    pub last_record: u64,
+    /// Bytes of whole lines.
+    pub bytes: u64,
+}
+
+/// One chain on the disk.
+#[derive(Debug)]
+pub struct Lane {
+    folder: PathBuf,
+    chain: Chain,
+    segments: Vec<Segment>,
+    /// The newest, if it takes more.
+    open: Option<File>,
+    max_bytes: u64,
+    /// Whether the disk may not have all of it.
+    dirty: bool,
+    /// Whether a file was made that its folder may not know yet.
+    made: bool,
+}
+
+/// A line to be written.
+pub struct NewLine<'a> {
+    /// Where it belongs.
+    pub place: Place,
+    /// Its text, without newline.
+    pub text: &'a str,
+}
+
+/// What was found of a chain.
+pub struct Found {
+    /// The chain.
+    pub lane: Lane,
+    /// Its end, and the number of the latest record.
+    pub end: (Head, u64),
+    /// Bytes at its end that were no whole record: what a power cut leaves.
+    pub torn: u64,
+}
+
+impl Lane {
+    /// Looks what there is. Files that were cut short are mended.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn open(folder: &Path, chain: Chain, max_bytes: u64) -> io::Result<Found> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if first_link(&path, chain).is_some() {
+                paths.push(path);
+            }
+        }
+        // Numbers have the same width.
+        paths.sort();
+        let (mut end, mut torn, mut segments) = ((Head::default(), 0), 0, Vec::new());
+        let count = paths.len();
+        for (index, path) in paths.into_iter().enumerate() {
+            let looked = look(&path, index + 1 == count)?;
+            torn += looked.torn;
+            match looked.segment {
+                Some((segment, head)) => {
+                    end = (head, segment.last_record);
+                    segments.push(segment);
+                }
+                None => {
+                    // Nothing whole is in it. It may stay if the disk cannot be written.
+                    let _ = fs::remove_file(&path);
+                }
+            }
+        }
+        let lane = Self {
+            folder: folder.to_owned(),
+            chain,
+            segments,
+            open: None,
+            max_bytes,
+            dirty: false,
+            made: false,
+        };
+        Ok(Found { lane, end, torn })
+    }
+
+    /// Appends lines: all of them or none. They are on the disk after [`Self::sync`].
+    ///
+    /// # Errors
+    /// If they could not be written.
+    pub fn append(&mut self, lines: &[NewLine<'_>]) -> io::Result<()> {
+        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return Ok(()) };
+        let mut text = Vec::with_capacity(lines.iter().map(|line| line.text.len() + 1).sum());
+        for line in lines {
+            text.extend_from_slice(line.text.as_bytes());
+            text.push(b'\n');
+        }
+        let is_full = self.segments.last().is_none_or(|newest| newest.bytes >= self.max_bytes);
+        if is_full {
+            self.sync()?;
+            let name = format!("{}-{:020}.jsonl", self.chain.word(), first.place.link);
+            let path = self.folder.join(name);
+            let mut file = append_to(&path, true)?;
+            if let Err(error) = file.write_all(&text) {
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
+            self.made = true;
+            self.open = Some(file);
+            self.segments.push(Segment {
+                path,
+                first_link: first.place.link,
+                first_record: first.place.record,
+                last_record: last.place.record,
+                bytes: text.len() as u64,
+            });
+        } else if let Some(newest) = self.segments.last_mut() {
+            let file = match &mut self.open {
+                Some(file) => file,
+                closed => closed.insert(append_to(&newest.path, false)?),
+            };
+            if let Err(error) = file.write_all(&text) {
+                // A full disk may have taken part of it.
+                let _ = file.set_len(newest.bytes);
+                return Err(error);
+            }
+            newest.bytes += text.len() as u64;
+            newest.last_record = last.place.record;
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Waits until the disk has everything.
+    ///
+    /// # Errors
+    /// If it does not take it.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if self.dirty
+            && let Some(file) = &self.open
+        {
+            file.sync_data()?;
+        }
+        self.dirty = false;
+        if self.made {
+            File::open(&self.folder)?.sync_all()?;
+            self.made = false;
+        }
+        Ok(())
+    }
+
+    /// Whether the disk may not have all of it.
+    #[must_use]
+    pub const fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Its files.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Bytes on the disk.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// The oldest file, unless it is the newest too: the chain's end is known from that.
+    #[must_use]
+    pub fn oldest(&self) -> Option<&Segment> {
+        self.segments.first().filter(|_| self.segments.len() > 1)
+    }
+
+    /// Removes the oldest file.
+    ///
+    /// # Errors
+    /// If it stays.
+    pub fn remove_oldest(&mut self) -> io::Result<()> {
+        if self.segments.len() > 1 {
+            match fs::remove_file(&self.segments[0].path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => drop(self.segments.remove(0)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn append_to(path: &Path, new: bool) -> io::Result<File> {
+    OpenOptions::new().append(true).create_new(new).mode(0o600).open(path)
+}
+
+/// The number in a file's name, if it is one of this chain.
+fn first_link(path: &Path, chain: Chain) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let number = name.strip_prefix(chain.word())?.strip_prefix('-')?.strip_suffix(".jsonl")?;
+    (number.len() == 20).then(|| number.parse().ok()).flatten()
+}
+
+struct Looked {
+    segment: Option<(Segment, Head)>,
+    torn: u64,
+}
+
+/// The places of every whole record in a file, with the offset after each; up to the first that is none.
+fn whole(text: &[u8]) -> Vec<(Place, Head, usize)> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while let Some(length) = text[at..].iter().position(|byte| *byte == b'\n') {
+        let line = &text[at..at + length];
+        let Some(place) = std::str::from_utf8(line).ok().and_then(|line| Place::read(line).ok())
+        else {
+            break;
+        };
+        at += length + 1;
+        found.push((place, Head { link: place.link, hash: hash(line) }, at));
+    }
+    found
+}
+
+/// Looks at a file. Only the newest can have been cut short, and is read as a whole.
+fn look(path: &Path, is_newest: bool) -> io::Result<Looked> {
+    /// Longer than every record.
+    const TAIL: u64 = 256 << 10;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut text = Vec::new();
+    let (first, rest) = if is_newest || length <= 2 * TAIL {
+        file.read_to_end(&mut text)?;
+        let found = whole(&text);
+        (found.first().copied(), found)
+    } else {
+        (&file).take(TAIL).read_to_end(&mut text)?;
+        let first = whole(&text).first().copied();
+        file.seek(SeekFrom::Start(length - TAIL))?;
+        text.clear();
+        file.read_to_end(&mut text)?;
+        let skipped = text.iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| at + 1);
+        let mut found = whole(&text[skipped..]);
+        let before = usize::try_from(length - TAIL).unwrap_or(usize::MAX) + skipped;
+        found.iter_mut().for_each(|(_, _, end)| *end += before);
+        (first, found)
+    };
+    let (Some((first, ..)), Some((last, head, end))) = (first, rest.last().copied()) else {
+        return Ok(Looked { segment: None, torn: length });
+    };
+    let bytes = end as u64;
+    if bytes < length {
+        // On a disk that cannot be written it stays, and is not read.
+        let _ = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(bytes));
+    }
+    let segment = Segment {
+        path: path.to_owned(),
+        first_link: first.link,
+        first_record: first.record,
+        last_record: last.record,
+        bytes,
+    };
+    Ok(Looked { segment: Some((segment, head)), torn: length - bytes })
+}
