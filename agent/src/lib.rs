@@ -19,6 +19,7 @@ pub mod learn;
 pub mod policy;
 pub mod run;
 pub mod scan;
+pub mod sinks;
 pub mod spool;
 mod sync;
 pub mod trust;

@@ -18,7 +18,18 @@ pub const RELEASE: &str = "bookworm";
 /// the audit soak works with: a compiler, a just-in-time compiler, containers.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,iproute2,iputils-ping,less,nano,cron,\
     logrotate,openssh-server,python3-minimal,ca-certificates,e2fsprogs,file,psmisc,strace,\
-    tcc,libc6-dev,luajit,bubblewrap";
+    tcc,libc6-dev,luajit,bubblewrap,\
+    libestr0,libfastjson4,liblognorm5,libivykis0,libnet1,libjson-c5,libglib2.0-0,libwrap0,libpcre3,\
+    libauparse0,libgssapi-krb5-2";
+
+/// What receives events. Unpacked only, below `/opt/receivers`: two syslog servers cannot be installed
+/// beside each other, and nothing of them shall run in other scenarios. Their libraries are above.
+const RECEIVERS: &str = "rsyslog syslog-ng-core auditd";
+
+/// Unpacks them while the packages' sources are still known to the new root.
+const UNPACK: &str = "set -e; mkdir -p \"$1/opt/receivers\"; cd \"$1/opt/receivers\"; \
+    APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get -qq download RECEIVERS; \
+    for package in *.deb; do dpkg-deb -x \"$package\" .; done; rm *.deb";
 
 /// Size of the disk. Most of it is empty and takes no room.
 const DISK_SIZE: u64 = 1500 << 20;
@@ -27,8 +38,10 @@ const DISK_SIZE: u64 = 1500 << 20;
 pub fn image() -> Result<PathBuf> {
     let folder = cache_dir()?.join("debian");
     // Another list of packages is another image.
-    let image =
-        folder.join(format!("{RELEASE}-{:016x}.img", fingerprint(&format!("{PACKAGES}{UNIT}"))));
+    let image = folder.join(format!(
+        "{RELEASE}-{:016x}.img",
+        fingerprint(&format!("{PACKAGES}{UNIT}{RECEIVERS}{UNPACK}"))
+    ));
     if image.is_file() {
         return Ok(image);
     }
@@ -63,6 +76,8 @@ fn bootstrap(root: &Path) -> Result<()> {
             "--aptopt=APT::Sandbox::User \"root\"",
         ],
     );
+    let unpack = UNPACK.replace("RECEIVERS", RECEIVERS);
+    bootstrap.arg(format!("--customize-hook={unpack}"));
     bootstrap.arg(format!("--include={PACKAGES}")).arg(RELEASE).arg(root).arg("-");
     // The machine's own sources, so that a mirror behind a firewall is used here too.
     let mut child = bootstrap

@@ -13,7 +13,7 @@ mod refusals;
 mod reply;
 mod routes;
 mod server;
-mod tls;
+pub(crate) mod tls;
 mod upload;
 
 use std::{

@@ -1,6 +1,9 @@
 //! Mutual TLS 1.3, on the device and where its operators sit.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     CertificateError, ClientConfig, Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -106,6 +109,21 @@ pub fn client(certificate: &Path, key_file: &Path, ca: &Path) -> Result<ClientCo
     builder
         .with_client_auth_cert(certificates(certificate)?, key(key_file)?)
         .map_err(|error| mismatch(certificate, key_file, &error))
+}
+
+/// The device's end at a log server, which shows a certificate that `ca` has signed. `own` are the device's
+/// certificate and key, if the server asks for one.
+///
+/// # Errors
+/// With the file and the mend.
+pub fn to_server(ca: &Path, own: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, String> {
+    if let Some((certificate, key)) = own {
+        return client(certificate, key, ca);
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)
+        .map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots(ca)?).with_no_client_auth())
 }
 
 /// Why a handshake was refused, as a stable word and for people.

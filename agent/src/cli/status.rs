@@ -217,6 +217,12 @@ pub fn show(page: &Page) -> String {
         let state = if sink.failing { "failing" } else { "working again" };
         let _ = writeln!(text, "{}: {} records lost, {state}", sink.name, sink.lost);
     }
+    for sink in &page.sinks {
+        if let Some(behind) = sink.behind.filter(|behind| *behind > 0) {
+            let state = if sink.failing { ", failing" } else { "" };
+            let _ = writeln!(text, "{}: {behind} records wait in the spool{state}", sink.name);
+        }
+    }
     for check in page.checks.iter().filter(|check| check.state != "ok") {
         let _ = writeln!(text, "{}: {}: {}", check.state, check.title, check.found);
         if let Some(mend) = &check.mend {

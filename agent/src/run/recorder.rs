@@ -1,6 +1,9 @@
 //! Gives every event its number and its place in the chain, and hands it to everybody who wants it.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio::sync::broadcast;
@@ -8,12 +11,14 @@ use tokio::sync::broadcast;
 use crate::{
     event::{Body, Event, Repeated, SCHEMA, human},
     kernel::check::{Check, State},
+    policy::bundle::DEVICE_FILE,
     run::{
         catalogs::Places,
         latest::Latest,
-        sink::{Line, Sink},
+        sink::{Line, Sink, SinkStatus},
         storms::{Folded, Storms},
     },
+    sinks::{Sinks, config::Config},
     spool::{
         Bounds, Opened, Spool, SpoolStatus,
         chain::{Chain, End},
@@ -43,6 +48,8 @@ pub struct Recorder {
     remembered: Latest,
     followers: broadcast::Sender<Line>,
     sinks: Vec<Sink>,
+    /// Those that read the spool.
+    receivers: Sinks,
     /// What was found when the spool was opened.
     found: Option<String>,
 }
@@ -52,7 +59,10 @@ impl Recorder {
     #[must_use]
     pub fn open(places: &Places, sinks: Vec<Sink>) -> Self {
         let opened = Spool::open(&places.spool(), Bounds::default());
-        Self::new(opened, DeviceKey::open(&places.state), sinks)
+        let mut recorder = Self::new(opened, DeviceKey::open(&places.state), sinks);
+        let config = Config::read(Path::new(DEVICE_FILE));
+        recorder.receivers = Sinks::start(config, &recorder.spool);
+        recorder
     }
 
     /// The same with a spool that is open, and the key to seal with.
@@ -70,6 +80,7 @@ impl Recorder {
             remembered: Latest::default(),
             followers,
             sinks,
+            receivers: Sinks::default(),
         }
     }
 
@@ -188,11 +199,24 @@ impl Recorder {
         &self.sinks
     }
 
+    /// How the spool is doing.
+    #[must_use]
+    pub fn spool_status(&self) -> SpoolStatus {
+        self.spool.status()
+    }
+
+    /// How everything is doing that records go to.
+    #[must_use]
+    pub fn status(&self) -> Vec<SinkStatus> {
+        let at_once = self.sinks.iter().map(Sink::status);
+        at_once.chain(self.receivers.status(&self.spool)).collect()
+    }
+
     /// Whether records are kept and sealed.
     #[must_use]
     pub fn checks(&self) -> Vec<Check> {
         let (id, title) = ("spool", "records are kept until they have arrived");
-        let SpoolStatus { bytes, waiting, trouble, dropped } = self.spool.status();
+        let SpoolStatus { bytes, waiting, trouble, dropped, .. } = self.spool.status();
         let lost: u64 = dropped.iter().sum();
         let mend = "make room and let root write there, or choose another folder with --state";
         let spool = match (trouble, &self.found) {
@@ -212,6 +236,16 @@ impl Recorder {
                 Check::bad(State::Warning, id, title, error, mend)
             }
         };
-        vec![spool, key]
+        let mut checks = vec![spool, key];
+        checks.extend(self.receivers.check());
+        checks
+    }
+}
+
+impl Drop for Recorder {
+    /// Lets everything reach the disk, and receivers that take it.
+    fn drop(&mut self) {
+        self.spool.finish();
+        self.receivers.end();
     }
 }

@@ -43,6 +43,9 @@ pub struct SinkStatus {
     pub lost: u64,
     /// Whether the last attempt to write failed.
     pub failing: bool,
+    /// Records that wait for it in the spool; none if it does not read from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<u64>,
 }
 
 #[derive(Default)]
@@ -130,6 +133,7 @@ impl Sink {
             written: self.shared.written.load(Ordering::Relaxed),
             lost: self.shared.lost.load(Ordering::Relaxed),
             failing: self.shared.failing.load(Ordering::Relaxed),
+            behind: None,
         }
     }
 }

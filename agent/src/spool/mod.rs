@@ -176,6 +176,8 @@ struct Shared {
 pub struct SpoolStatus {
     /// Bytes on the disk.
     pub bytes: u64,
+    /// Number of the latest record.
+    pub latest: u64,
     /// Records that wait for the disk.
     pub waiting: usize,
     /// Why it does not take them.
@@ -288,6 +290,7 @@ impl Spool {
         let state = lock(&self.shared.state);
         SpoolStatus {
             bytes: state.readable.iter().flatten().map(|segment| segment.bytes).sum(),
+            latest: state.latest,
             waiting: state.waiting.len(),
             trouble: state.trouble.clone(),
             dropped: state.dropped_total,

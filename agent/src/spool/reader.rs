@@ -64,12 +64,6 @@ impl Reader {
         self.acknowledged
     }
 
-    /// How many numbers were given to records since then.
-    #[must_use]
-    pub fn behind(&self) -> u64 {
-        lock(&self.shared.state).latest.saturating_sub(self.acknowledged)
-    }
-
     /// Whether the agent ends.
     #[must_use]
     pub fn is_ending(&self) -> bool {

@@ -22,6 +22,7 @@ mod catalogs;
 mod catalogs_hostile;
 mod churn;
 mod commissioning;
+mod events_received;
 mod events_stream;
 mod execve_check;
 mod fsverity;
@@ -167,6 +168,7 @@ pub const ALL: &[Scenario] = &[
     usual("known-limits", limits::known),
     on("once,smp2;", "audit-soak", soak::audit),
     on("debian;", "audit-soak-debian", soak_debian::audit),
+    on("debian,once;", "events-received", events_received::received_by_all),
     on("debian,once;", "commissioning", commissioning::from_nothing),
     usual("doctor", kernel_checks::good_kernel),
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),

@@ -29,6 +29,8 @@ struct DeviceFile {
     groups: Vec<String>,
     #[serde(rename = "api")]
     _api: Option<IgnoredAny>,
+    #[serde(rename = "sink")]
+    _sinks: Option<IgnoredAny>,
 }
 
 /// A mistake in a TOML file, with its line.

@@ -16,7 +16,7 @@ use crate::{
     },
     event::{Body, human},
     policy::manifest,
-    run::{preflight, signatures::Signatures, sink},
+    run::{preflight, signatures::Signatures},
 };
 
 impl Agent {
@@ -245,7 +245,7 @@ impl Agent {
             health: self.health.worst().word(),
             checks: self.health.checks().to_vec(),
             gates: gates.collect(),
-            sinks: self.recorder.sinks().iter().map(sink::Sink::status).collect(),
+            sinks: self.recorder.status(),
             usb: self.usb_status(),
             events: self.recorder.latest(),
             resident_kib: crate::run::resident_kib(),

@@ -1,0 +1,52 @@
+//! The forms in which a record can be sent.
+
+mod ecs;
+mod ocsf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::fields::text;
+
+/// A form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The record as it is, in JSON: the only form whose chain can be verified.
+    #[default]
+    Native,
+    /// The line for people.
+    Text,
+    /// Open Cybersecurity Schema Framework.
+    Ocsf,
+    /// Elastic Common Schema.
+    Ecs,
+}
+
+impl Format {
+    /// Writes a record, which came as this line. The result has no newline.
+    #[must_use]
+    pub fn write(self, line: &str, event: &Value, host: &str) -> String {
+        match self {
+            Self::Native => line.to_owned(),
+            Self::Text => text(event).to_owned(),
+            Self::Ocsf => ocsf::of(event, host).to_string(),
+            Self::Ecs => ecs::of(event, host).to_string(),
+        }
+    }
+}
+
+/// Removes members that are null, at every depth.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let kept = members.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(kept.map(|(name, value)| (name, without_nulls(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;
