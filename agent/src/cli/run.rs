@@ -19,6 +19,9 @@ pub struct Args {
     /// Also append events to this file, as JSON lines
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    /// Write numbers for Prometheus to this file, every 15 seconds (docs/metrics.md)
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// How verdicts are enforced
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
@@ -76,6 +79,7 @@ pub fn run(args: &Args) -> Outcome {
         policy: args.policy.clone(),
         mode: args.mode.map(Mode::from),
         events: args.events.clone(),
+        metrics: args.metrics.clone(),
         log_level: args.kernel_log as u8,
         backend: args.backend,
         skip_preflight: args.skip_preflight,

@@ -2,6 +2,7 @@
 
 mod break_glass;
 pub(crate) mod history;
+mod metrics;
 mod push;
 pub(crate) mod reload;
 mod requests;
@@ -78,6 +79,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         checks,
         test,
         recorder,
+        metrics,
         reappraise,
         appraiser,
         signatures,
@@ -127,6 +129,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     let mut proof = interval(PROOF_INTERVAL);
     proof.set_missed_tick_behavior(MissedTickBehavior::Delay);
     proof.reset();
+    let mut numbers = interval(metrics::EVERY);
+    numbers.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     agent.started();
     agent.take_found(found);
@@ -203,6 +207,11 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 }
                 agent.prove(ring.as_mut().map(AsyncFd::get_mut))?;
                 agent.keep_history();
+            }
+            _ = numbers.tick(), if metrics.is_some() => {
+                if let Some(file) = &metrics {
+                    agent.write_metrics(file);
+                }
             }
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",

@@ -65,6 +65,8 @@ pub struct Options {
     pub mode: Option<Mode>,
     /// A file for JSON lines, besides standard output.
     pub events: Option<PathBuf>,
+    /// A file for numbers.
+    pub metrics: Option<PathBuf>,
     /// Level of the kernel programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
     /// How verdicts are to be enforced.
@@ -171,6 +173,8 @@ struct Started {
     /// What the self-test came across, and has counted itself.
     test: selftest::SelfTest,
     recorder: Recorder,
+    /// A file for numbers.
+    metrics: Option<PathBuf>,
     reappraise: reappraise::Pace,
     /// Who hashes, if the kernel does not.
     appraiser: Option<Appraiser>,
@@ -249,6 +253,7 @@ fn start(
             checks,
             test: selftest::SelfTest::default(),
             recorder,
+            metrics: options.metrics.clone(),
             reappraise: options.reappraise,
             appraiser: None,
             signatures: None,
@@ -361,6 +366,7 @@ fn start(
         checks,
         test,
         recorder,
+        metrics: options.metrics.clone(),
         reappraise: options.reappraise,
         appraiser,
         signatures,

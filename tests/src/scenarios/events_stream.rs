@@ -83,7 +83,8 @@ pub fn schema() -> Result<()> {
     install(&deep, &evil("deep")?)?;
 
     let mark = events::mark()?;
-    let agent = Agent::start(&base_policy(&[])?, "audit", &[])?;
+    let numbers = "/run/portcullis.prom";
+    let agent = Agent::start(&base_policy(&[])?, "audit", &["--metrics", numbers])?;
     let started = events::wait_for(mark, "the start", |event| event["type"] == "agent-started")?;
     ensure!(started["mode"] == "audit" && started["policy"]["name"] == "policy", "{started}");
     for path in [&hostile, &binary, &deep] {
@@ -133,6 +134,21 @@ pub fn schema() -> Result<()> {
         line.contains("would deny exec") && !line.contains('\u{1b}') && !line.contains('\u{202e}'),
         "{line}"
     );
+
+    // In the agent's numbers, which are written every fifteen seconds.
+    let wanted = "portcullis_decisions_total{gate=\"exec\",verdict=\"would-deny\",mode=\"audit\"} ";
+    let end = std::time::Instant::now() + crate::agent::PATIENCE;
+    let told = loop {
+        let page = fs::read_to_string(numbers).unwrap_or_default();
+        let told = page.lines().find_map(|line| line.strip_prefix(wanted)).map(str::to_owned);
+        if told.as_ref().is_some_and(|told| told != "0") || std::time::Instant::now() > end {
+            ensure!(page.contains("\nportcullis_enforcing 0\n"), "{page}");
+            break told;
+        }
+        sleep(Duration::from_millis(200));
+    };
+    let status = json(&["status", "--json"])?;
+    ensure!(told == Some(status["gates"][0]["would_deny"].to_string()), "{told:?} in {status}");
 
     // Numbered without gaps.
     let numbers: Vec<_> = events::all()?.iter().filter_map(|event| event["seq"].as_u64()).collect();
