@@ -67,7 +67,7 @@ fn usb_descriptors(data: &[u8]) {
     let listed: Vec<_> = read.interfaces.iter().map(|class| Pattern(class.0.map(Some))).collect();
     let equals = |listed: &[Pattern]| {
         let wanted = Interfaces { equals: Some(listed.to_vec()), ..Interfaces::default() };
-        wanted.matches(&read.interfaces)
+        wanted.matches(&read.interfaces, read.interface_count)
     };
     if let Some((_, less)) = listed.split_last() {
         assert!(equals(&listed) && !equals(less));

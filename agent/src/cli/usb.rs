@@ -23,7 +23,7 @@ use crate::{
     usb::{
         device::DEVICES,
         preflight,
-        rules::{Action, Rules, rule_for},
+        rules::{Action, Order, Rules, rule_for},
     },
 };
 
@@ -134,7 +134,7 @@ fn devices(policy: Option<&Path>) -> Result<UsbAnswer, Failure> {
 
 fn judged_by(rules: Option<&Rules>, name: &str, version: u64) -> UsbAnswer {
     let policy = PolicyId { name: name.into(), version, generation: 0 };
-    let nothing = Rules { default: Action::Allow, rules: Vec::new() };
+    let nothing = Rules { default: Action::Allow, order: Order::default(), rules: Vec::new() };
     let found = preflight::judged(Path::new(DEVICES), rules.unwrap_or(&nothing));
     let devices = found.iter().map(|(device, verdict)| {
         let state = match (rules, verdict.action) {

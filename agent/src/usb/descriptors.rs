@@ -30,6 +30,8 @@ pub struct Descriptors {
     /// Every kind of interface that the device can show, in any of its configurations and alternate
     /// settings.
     pub interfaces: BTreeSet<Class>,
+    /// How many interfaces it has, with each of their alternate settings, in all of its configurations.
+    pub interface_count: usize,
 }
 
 /// Why descriptors cannot be relied on.
@@ -77,6 +79,7 @@ pub fn parse(bytes: &[u8]) -> Result<Descriptors, Malformed> {
         product: u16::from_le_bytes([device[10], device[11]]),
         class: Class([device[4], device[5], device[6]]),
         interfaces: BTreeSet::new(),
+        interface_count: 0,
     };
     let mut configurations = 0;
     while !rest.is_empty() {
@@ -88,6 +91,7 @@ pub fn parse(bytes: &[u8]) -> Result<Descriptors, Malformed> {
         match one[1] {
             CONFIGURATION => configurations += 1,
             INTERFACE if length >= 9 => {
+                read.interface_count += 1;
                 read.interfaces.insert(Class([one[5], one[6], one[7]]));
                 if read.interfaces.len() > MAX_CLASSES {
                     return Err(Malformed::TooManyInterfaces);
@@ -126,7 +130,7 @@ pub(crate) mod tests {
         bytes[17] = 2;
         bytes.extend(&made(0, 0, &[[3, 1, 1], [8, 6, 0x50]])[18..]);
         let read = parse(&bytes).expect("good");
-        assert_eq!((read.vendor, read.product), (0x0781, 0x5581));
+        assert_eq!((read.vendor, read.product, read.interface_count), (0x0781, 0x5581, 3));
         assert_eq!(
             read.interfaces.into_iter().collect::<Vec<_>>(),
             [Class([3, 1, 1]), Class([8, 6, 0x50])]

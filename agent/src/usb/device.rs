@@ -24,22 +24,29 @@ pub const DEVICES: &str = "/sys/bus/usb/devices";
 /// The longest text that is read. A string of USB has 126 characters.
 const MAX_TEXT: usize = 1024;
 
-/// How a device is connected, as the firmware told the kernel.
+/// What kind of socket a device is at, as the firmware told the kernel (`connect_type` of the port). What
+/// a hub says of its own ports does not count: anybody can bring a hub.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Connect {
     /// Built in, or at a socket inside of the case.
     Internal,
     /// At a socket that everybody can reach.
     External,
-    /// The firmware does not say it.
+    /// At a socket that the firmware says is not used.
+    Unused,
+    /// The firmware does not say it, as it never does of the ports of a hub that was plugged in.
     #[default]
     Unknown,
 }
 
 impl Connect {
     /// Every one with the word that policies use.
-    pub const WORDS: [(&'static str, Self); 3] =
-        [("internal", Self::Internal), ("external", Self::External), ("unknown", Self::Unknown)];
+    pub const WORDS: [(&'static str, Self); 4] = [
+        ("internal", Self::Internal),
+        ("external", Self::External),
+        ("unused", Self::Unused),
+        ("unknown", Self::Unknown),
+    ];
 
     /// The word that policies use.
     #[must_use]
@@ -47,6 +54,7 @@ impl Connect {
         match self {
             Self::Internal => "internal",
             Self::External => "external",
+            Self::Unused => "unused",
             Self::Unknown => "unknown",
         }
     }
@@ -75,6 +83,8 @@ pub struct Device {
     pub serial: Option<String>,
     /// Every kind of interface that it can show.
     pub interfaces: BTreeSet<Class>,
+    /// How many interfaces it has, with each of their alternate settings, in all of its configurations.
+    pub interface_count: usize,
     /// SHA-256 of its descriptors.
     pub descriptors: Digest,
     /// How it is connected.
@@ -129,6 +139,15 @@ impl Folder {
         let folder = open(devices.join(port), flags, Mode::empty())
             .map_err(|error| UsbError::new(format!("USB device {port}"), error))?;
         Ok(Self { folder, port: port.to_owned() })
+    }
+
+    /// Its descriptors as the kernel keeps them, and no more of them than can be read.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub fn raw_descriptors(&self) -> Result<Vec<u8>, UsbError> {
+        self.bytes(c"descriptors", MAX_BYTES + 1)
+            .map_err(|error| UsbError::new(format!("USB device {}", self.port), error))
     }
 
     fn file(&self, name: &CStr, flags: OFlags) -> io::Result<File> {
@@ -188,6 +207,7 @@ impl Folder {
                 (device.vendor, device.product) = (read.vendor, read.product);
                 device.class = Some(read.class);
                 device.interfaces = read.interfaces;
+                device.interface_count = read.interface_count;
             }
             Err(why) => {
                 device.flaw = Some(format!("its descriptors cannot be relied on: {why}"));
@@ -212,9 +232,12 @@ impl Folder {
         device.name = name.unwrap_or_default();
         device.manufacturer = manufacturer.unwrap_or_default();
         device.serial = serial;
-        device.connect = match self.text(c"removable").as_deref() {
-            Ok("fixed") => Connect::Internal,
-            Ok("removable") => Connect::External,
+        // Not `removable`, for which the kernel also takes a hub's word
+        // (`set_usb_port_removable` in drivers/usb/core/hub.c).
+        device.connect = match self.text(c"port/connect_type").as_deref() {
+            Ok("hardwired") => Connect::Internal,
+            Ok("hotplug") => Connect::External,
+            Ok("not used") => Connect::Unused,
             _ => Connect::Unknown,
         };
         device.speed = self.text(c"speed").unwrap_or_default();
@@ -296,7 +319,11 @@ mod tests {
         }
         write("descriptors", &made(0x0781, 0x5581, &[[8, 6, 0x50]]));
         write("serial", b"A\nB\n");
-        write("removable", b"removable\n");
+        // A hub says of its ports what it likes.
+        write("removable", b"fixed\n");
+        assert_eq!(read().expect("whole").connect, Connect::Unknown);
+        fs::create_dir(folder.join("port")).expect("made");
+        write("port/connect_type", b"hotplug\n");
         let device = read().expect("whole");
         assert_eq!((device.id().as_str(), device.number), ("0781:5581", 7));
         assert_eq!(device.serial.as_deref(), Some("A\nB"));

@@ -1,6 +1,6 @@
 //! USB devices: the kernel holds them until the policy lets them in.
 //!
-//! [`device`] and [`descriptors`] say what a device is, [`rules`] what the policy lets in, [`hold`] sets
+//! [`device`] and [`descriptors`] say what a device is, [`rules`] what the policy lets in, [`written`] how it is written, [`hold`] sets
 //! and restores the kernel's switches, [`keeper`] brings them together, and [`uevents`] says when.
 
 pub mod descriptors;
@@ -11,6 +11,7 @@ pub mod preflight;
 pub mod rules;
 mod storage;
 pub mod uevents;
+pub mod written;
 
 use thiserror::Error;
 

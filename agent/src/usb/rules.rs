@@ -25,6 +25,16 @@ impl Action {
     /// Every one with the word that policies use.
     pub const WORDS: [(&'static str, Self); 3] =
         [("allow", Self::Allow), ("hold", Self::Hold), ("reject", Self::Reject)];
+
+    /// The word that policies use.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Hold => "hold",
+            Self::Reject => "reject",
+        }
+    }
 }
 
 /// A kind of interface, or many: `08:06:50`, `08:*:*`.
@@ -54,6 +64,19 @@ impl Pattern {
     }
 }
 
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, part) in self.0.iter().enumerate() {
+            let colon = if at == 0 { "" } else { ":" };
+            match part {
+                Some(value) => write!(f, "{colon}{value:02x}")?,
+                None => write!(f, "{colon}*")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a device's interfaces must be, all that it can show in any configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
@@ -66,22 +89,30 @@ pub struct Interfaces {
     pub one_of: Option<Vec<Pattern>>,
     /// Not one of these.
     pub none_of: Option<Vec<Pattern>>,
+    /// Nothing but these, of which any may be missing.
+    pub only: Option<Vec<Pattern>>,
+    /// So many, each with its alternate settings, in all configurations.
+    pub count: Option<usize>,
 }
 
 impl Interfaces {
-    /// Whether a device's interfaces are like that.
+    /// Whether a device's interfaces are like that, of which it has so many.
     #[must_use]
-    pub fn matches(&self, found: &BTreeSet<Class>) -> bool {
+    pub fn matches(&self, found: &BTreeSet<Class>, count: usize) -> bool {
         let has = |pattern: &Pattern| found.iter().any(|class| pattern.matches(*class));
         let holds = |wanted: &Option<Vec<Pattern>>, test: &dyn Fn(&[Pattern]) -> bool| {
             wanted.as_deref().is_none_or(test)
         };
+        let are_meant = |wanted: &[Pattern]| {
+            found.iter().all(|class| wanted.iter().any(|pattern| pattern.matches(*class)))
+        };
         holds(&self.equals, &|wanted| {
-            let is_meant = |class: &Class| wanted.iter().any(|pattern| pattern.matches(*class));
-            !found.is_empty() && wanted.iter().all(has) && found.iter().all(is_meant)
+            !found.is_empty() && wanted.iter().all(has) && are_meant(wanted)
         }) && holds(&self.all_of, &|wanted| wanted.iter().all(has))
             && holds(&self.one_of, &|wanted| wanted.iter().any(has))
             && holds(&self.none_of, &|wanted| !wanted.iter().any(has))
+            && holds(&self.only, &are_meant)
+            && self.count.is_none_or(|wanted| wanted == count)
     }
 }
 
@@ -109,6 +140,8 @@ pub struct Rule {
     pub id: Option<(u16, Option<u16>)>,
     /// The serial number, exactly; an empty one means that there is none.
     pub serial: Option<String>,
+    /// What it calls itself, exactly; an empty one means that it does not.
+    pub name: Option<String>,
     /// SHA-256 of the descriptors.
     pub descriptors: Option<Digest>,
     /// Ports, of which one must be the device's.
@@ -133,6 +166,7 @@ impl Rule {
             action,
             id: None,
             serial: None,
+            name: None,
             descriptors: None,
             port: Vec::new(),
             interfaces: None,
@@ -151,12 +185,40 @@ impl Rule {
         });
         let own = device.serial.as_deref().unwrap_or_default();
         let serial = self.serial.as_deref().is_none_or(|serial| serial == own);
+        let name = self.name.as_deref().is_none_or(|name| name == device.name);
         let descriptors = self.descriptors.is_none_or(|digest| digest == device.descriptors);
         let port = self.port.is_empty() || self.port.iter().any(|port| port.matches(&device.port));
-        let interfaces =
-            self.interfaces.as_ref().is_none_or(|wanted| wanted.matches(&device.interfaces));
+        let interfaces = self
+            .interfaces
+            .as_ref()
+            .is_none_or(|wanted| wanted.matches(&device.interfaces, device.interface_count));
         let connect = self.connect.is_empty() || self.connect.contains(&device.connect);
-        id && serial && descriptors && port && interfaces && connect
+        id && serial && name && descriptors && port && interfaces && connect
+    }
+}
+
+/// Which of the rules decides that are about a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// One that rejects before one that holds, and that before one that allows, wherever they stand.
+    #[default]
+    Strictest,
+    /// The first in the file, as in USBGuard.
+    First,
+}
+
+impl Order {
+    /// Every one with the word that policies use.
+    pub const WORDS: [(&'static str, Self); 2] =
+        [("strictest", Self::Strictest), ("first", Self::First)];
+
+    /// The word that policies use.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Strictest => "strictest",
+            Self::First => "first",
+        }
     }
 }
 
@@ -165,6 +227,8 @@ impl Rule {
 pub struct Rules {
     /// What becomes of devices that no rule is about.
     pub default: Action,
+    /// Which rule decides if more than one is about a device.
+    pub order: Order,
     /// In the order of the file.
     pub rules: Vec<Rule>,
 }
@@ -182,9 +246,37 @@ pub struct Verdict {
 
 /// Decides about a device. `in_use` says how many others a rule lets in now.
 ///
-/// A rule that rejects beats one that holds, and that beats one that allows, wherever they stand.
+/// A device with a flaw is let in by nothing, and a rule that is full leaves it to others to let in more.
 #[must_use]
 pub fn decide(device: &Device, rules: &Rules, in_use: impl Fn(usize) -> usize) -> Verdict {
+    match rules.order {
+        Order::Strictest => by_strictest(device, rules, in_use),
+        Order::First => by_first(device, rules, in_use),
+    }
+}
+
+fn by_first(device: &Device, rules: &Rules, in_use: impl Fn(usize) -> usize) -> Verdict {
+    let by = |action, reason, rule| Verdict { action, reason, rule };
+    let mut full = None;
+    for (index, rule) in rules.rules.iter().enumerate().filter(|(_, rule)| rule.matches(device)) {
+        match rule.action {
+            Action::Reject => return by(Action::Reject, "denied", Some(index)),
+            _ if device.flaw.is_some() => break,
+            Action::Hold => return by(Action::Hold, "denied", Some(index)),
+            Action::Allow if rule.at_most.is_none_or(|most| in_use(index) < most) => {
+                return by(Action::Allow, "listed", Some(index));
+            }
+            Action::Allow => full = full.or(Some(index)),
+        }
+    }
+    match full {
+        _ if device.flaw.is_some() => by(Action::Hold, "malformed", None),
+        Some(index) => by(Action::Hold, "too-many", Some(index)),
+        None => by(rules.default, "unlisted", None),
+    }
+}
+
+fn by_strictest(device: &Device, rules: &Rules, in_use: impl Fn(usize) -> usize) -> Verdict {
     let matching = |action: Action| {
         let numbered = rules.rules.iter().enumerate();
         numbered.filter(move |(_, rule)| rule.action == action && rule.matches(device))
@@ -228,134 +320,4 @@ pub fn rule_for(device: &Device) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A device at a port with these interfaces.
-    fn device(id: (u16, u16), serial: &str, interfaces: &[[u8; 3]]) -> Device {
-        Device {
-            port: "1-2".into(),
-            bus: 1,
-            number: 3,
-            vendor: id.0,
-            product: id.1,
-            serial: (!serial.is_empty()).then(|| serial.into()),
-            interfaces: interfaces.iter().copied().map(Class).collect(),
-            ..Device::default()
-        }
-    }
-
-    fn patterns(written: &[&str]) -> Vec<Pattern> {
-        written.iter().map(|text| Pattern::parse(text).expect("good")).collect()
-    }
-
-    const STICK: [u8; 3] = [8, 6, 0x50];
-    const KEYBOARD: [u8; 3] = [3, 1, 1];
-
-    #[test]
-    fn a_stick_that_also_shows_a_keyboard_is_not_a_stick() {
-        let equals = Interfaces { equals: Some(patterns(&["08:*:*"])), ..Interfaces::default() };
-        let set = |classes: &[[u8; 3]]| classes.iter().copied().map(Class).collect();
-        assert!(equals.matches(&set(&[STICK])));
-        assert!(equals.matches(&set(&[STICK, [8, 6, 0x62]])));
-        assert!(!equals.matches(&set(&[STICK, KEYBOARD])));
-        assert!(!equals.matches(&set(&[])));
-        let both =
-            Interfaces { equals: Some(patterns(&["08:*:*", "03:01:01"])), ..Interfaces::default() };
-        assert!(!both.matches(&set(&[STICK])), "half of what was listed");
-    }
-
-    #[test]
-    fn operators_ask_for_all_one_and_none() {
-        let set: BTreeSet<_> = [Class(STICK), Class(KEYBOARD)].into();
-        let with = |field: fn(&mut Interfaces) -> &mut Option<Vec<Pattern>>, written: &[&str]| {
-            let mut interfaces = Interfaces::default();
-            *field(&mut interfaces) = Some(patterns(written));
-            interfaces.matches(&set)
-        };
-        assert!(with(|i| &mut i.all_of, &["08:*:*"]));
-        assert!(!with(|i| &mut i.all_of, &["08:*:*", "09:*:*"]));
-        assert!(with(|i| &mut i.one_of, &["09:*:*", "03:*:*"]));
-        assert!(!with(|i| &mut i.one_of, &["09:*:*"]));
-        assert!(with(|i| &mut i.none_of, &["09:*:*"]));
-        assert!(!with(|i| &mut i.none_of, &["*:*:01"]));
-    }
-
-    #[test]
-    fn patterns_are_three_hexadecimal_bytes_or_stars() {
-        for bad in ["08", "08:06", "8:6:50", "08:06:50:00", "gg:*:*", "", "+8:*:*", "**:*:*"] {
-            assert_eq!(Pattern::parse(bad), None, "{bad}");
-        }
-    }
-
-    fn allow(id: (u16, Option<u16>), serial: Option<&str>) -> Rule {
-        Rule { id: Some(id), serial: serial.map(Into::into), ..Rule::new(Action::Allow, 5) }
-    }
-
-    #[test]
-    fn another_serial_number_is_another_device() {
-        let rules =
-            Rules { default: Action::Hold, rules: vec![allow((0x0781, Some(0x5581)), Some("A1"))] };
-        let decided = |serial| decide(&device((0x0781, 0x5581), serial, &[STICK]), &rules, |_| 0);
-        assert_eq!(decided("A1").action, Action::Allow);
-        for other in ["A2", "", "a1", "A1 "] {
-            let verdict = decided(other);
-            assert_eq!((verdict.action, verdict.reason), (Action::Hold, "unlisted"), "{other}");
-        }
-    }
-
-    #[test]
-    fn the_stricter_rule_wins_wherever_it_stands() {
-        let mut rules = Rules {
-            default: Action::Allow,
-            rules: vec![
-                allow((1, None), None),
-                Rule { id: Some((1, Some(2))), ..Rule::new(Action::Hold, 6) },
-                Rule { id: Some((1, Some(3))), ..Rule::new(Action::Reject, 7) },
-                Rule { id: Some((1, Some(3))), ..Rule::new(Action::Hold, 8) },
-            ],
-        };
-        let action = |rules: &Rules, id| decide(&device(id, "", &[STICK]), rules, |_| 0).action;
-        assert_eq!(action(&rules, (1, 1)), Action::Allow);
-        assert_eq!(action(&rules, (1, 2)), Action::Hold);
-        assert_eq!(action(&rules, (1, 3)), Action::Reject);
-        assert_eq!(action(&rules, (2, 1)), Action::Allow);
-        rules.default = Action::Hold;
-        assert_eq!(action(&rules, (2, 1)), Action::Hold);
-    }
-
-    #[test]
-    fn a_rule_lets_in_so_many_at_a_time() {
-        let rules = Rules {
-            default: Action::Hold,
-            rules: vec![Rule { at_most: Some(1), ..allow((1, None), None) }],
-        };
-        let one = device((1, 1), "", &[STICK]);
-        assert_eq!(decide(&one, &rules, |_| 0).action, Action::Allow);
-        let verdict = decide(&one, &rules, |_| 1);
-        assert_eq!((verdict.action, verdict.reason), (Action::Hold, "too-many"));
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_let_in_by_nothing() {
-        let rules = Rules { default: Action::Allow, rules: vec![allow((1, None), None)] };
-        let mut bad = device((1, 1), "", &[STICK]);
-        bad.flaw = Some("odd".into());
-        let verdict = decide(&bad, &rules, |_| 0);
-        assert_eq!((verdict.action, verdict.reason), (Action::Hold, "malformed"));
-        assert_eq!(rule_for(&bad), None);
-    }
-
-    #[test]
-    fn the_rule_to_add_lets_that_device_in_and_no_other() {
-        use crate::policy::source::Source;
-        let one = device((0x0781, 0x5581), "A\"\n1", &[STICK, KEYBOARD]);
-        let text = rule_for(&one).expect("a rule");
-        let policy = format!("name = \"p\"\nversion = 1\nmode = \"audit\"\n[usb]\n{text}");
-        let source = Source::parse(std::path::Path::new("p.toml"), &policy).expect("good");
-        let rules = source.usb.expect("rules");
-        assert_eq!(decide(&one, &rules, |_| 0).action, Action::Allow);
-        let other = device((0x0781, 0x5581), "A1", &[STICK, KEYBOARD]);
-        assert_eq!(decide(&other, &rules, |_| 0).action, Action::Hold);
-    }
-}
+mod tests;

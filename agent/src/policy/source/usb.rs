@@ -7,16 +7,17 @@ use crate::{
     artifact::digest,
     usb::{
         device::{Connect, is_port},
-        rules::{Action, Interfaces, Pattern, Port, Rule, Rules},
+        rules::{Action, Interfaces, Order, Pattern, Port, Rule, Rules},
     },
 };
 
-const USB_KEYS: [&str; 4] = ["default", "allow", "hold", "reject"];
-const RULE_KEYS: [&str; 7] =
-    ["id", "serial", "descriptors", "port", "interfaces", "connect", "comment"];
-const ALLOW_KEYS: [&str; 9] = [
+const USB_KEYS: [&str; 5] = ["default", "order", "allow", "hold", "reject"];
+const RULE_KEYS: [&str; 8] =
+    ["id", "serial", "name", "descriptors", "port", "interfaces", "connect", "comment"];
+const ALLOW_KEYS: [&str; 10] = [
     "id",
     "serial",
+    "name",
     "descriptors",
     "port",
     "interfaces",
@@ -25,7 +26,7 @@ const ALLOW_KEYS: [&str; 9] = [
     "storage",
     "comment",
 ];
-const INTERFACES_KEYS: [&str; 4] = ["equals", "all_of", "one_of", "none_of"];
+const INTERFACES_KEYS: [&str; 6] = ["equals", "all_of", "one_of", "none_of", "only", "count"];
 /// What a rule must say about interfaces that is to let in every kind of device.
 const ANY: &str = "any";
 /// What disks of an allowed device can be used for.
@@ -39,6 +40,10 @@ impl Reader<'_> {
             None => Some(Action::Hold),
             Some(value) => self.word(value, "default", Action::WORDS.into_iter()),
         };
+        let order = match table.get("order") {
+            None => Some(Order::default()),
+            Some(value) => self.word(value, "order", Order::WORDS.into_iter()),
+        };
         let mut rules = Vec::new();
         for (key, what, read) in [
             ("allow", "[[usb.allow]]", Self::usb_allow as fn(&mut Self, &Value<'_>) -> _),
@@ -50,7 +55,7 @@ impl Reader<'_> {
             }
         }
         rules.sort_by_key(|rule: &Rule| rule.line);
-        Some(Rules { default: default?, rules })
+        Some(Rules { default: default?, order: order?, rules })
     }
 
     fn usb_allow(&mut self, value: &Value<'_>) -> Option<Rule> {
@@ -58,7 +63,9 @@ impl Reader<'_> {
         let table = value.get_ref().as_table()?;
         let at_most = match table.get("at_most") {
             None => Some(None),
-            Some(value) => self.at_most(value).map(Some),
+            Some(value) => self
+                .count(value, "at_most", "how many devices at a time the rule lets in")
+                .map(Some),
         };
         let read_only = match table.get("storage") {
             None => Some(false),
@@ -76,14 +83,14 @@ impl Reader<'_> {
         Some(Rule { at_most: at_most?, read_only: read_only?, ..rule? })
     }
 
-    fn at_most(&mut self, value: &Value<'_>) -> Option<usize> {
+    fn count(&mut self, value: &Value<'_>, key: &str, what: &str) -> Option<usize> {
         let number = whole_number(value).and_then(|number| usize::try_from(number).ok());
         if number.is_none() {
-            let what = value.get_ref().type_str();
+            let found = value.get_ref().type_str();
             self.report_help(
                 value.span().start,
-                format!("`at_most` must be a whole number from 1, not this {what}"),
-                "write how many devices at a time the rule lets in: at_most = 1",
+                format!("`{key}` must be a whole number from 1, not this {found}"),
+                format!("write {what}: {key} = 1"),
             );
         }
         number
@@ -107,6 +114,10 @@ impl Reader<'_> {
         if let Some(value) = table.get("serial") {
             rule.serial = self.string(value, "serial").map(Into::into);
             good &= rule.serial.is_some();
+        }
+        if let Some(value) = table.get("name") {
+            rule.name = self.string(value, "name").map(Into::into);
+            good &= rule.name.is_some();
         }
         if let Some(value) = table.get("descriptors") {
             rule.descriptors = self.usb_descriptors(value);
@@ -240,10 +251,20 @@ impl Reader<'_> {
             None => Some(None),
             Some(value) => self.patterns(value).map(Some),
         };
-        let found = [read("equals"), read("all_of"), read("one_of"), read("none_of")];
-        let [equals, all_of, one_of, none_of] = found;
-        let found =
-            Interfaces { equals: equals?, all_of: all_of?, one_of: one_of?, none_of: none_of? };
+        let found = [read("equals"), read("all_of"), read("one_of"), read("none_of"), read("only")];
+        let count = match table.get("count") {
+            None => Some(None),
+            Some(value) => self.count(value, "count", "how many interfaces it has").map(Some),
+        };
+        let [equals, all_of, one_of, none_of, only] = found;
+        let found = Interfaces {
+            equals: equals?,
+            all_of: all_of?,
+            one_of: one_of?,
+            none_of: none_of?,
+            only: only?,
+            count: count?,
+        };
         if found == Interfaces::default() {
             self.report_help(
                 value.span().start,
@@ -284,7 +305,7 @@ mod tests {
     use super::super::Source;
     use crate::usb::{
         device::Connect,
-        rules::{Action, Rules},
+        rules::{Action, Order, Rules},
     };
 
     fn parse(usb: &str) -> Result<Option<Rules>, String> {
@@ -304,21 +325,25 @@ mod tests {
     #[test]
     fn everything_that_can_be_said_is_read() {
         let rules = parse(
-            "[usb]\ndefault = \"reject\"\n\
+            "[usb]\ndefault = \"reject\"\norder = \"first\"\n\
              [[usb.hold]]\ninterfaces = { one_of = \"03:*:*\" }\n\
              [[usb.allow]]\nid = \"0781:5581\"\nserial = \"A\"\nport = [\"1-2\", \"2-*\"]\n\
              interfaces = [\"08:06:50\"]\nconnect = \"external\"\nat_most = 1\n\
              storage = \"read-only\"\ncomment = \"c\"\n\
-             [[usb.allow]]\nid = \"1d6b:*\"\ninterfaces = \"any\"\n",
+             [[usb.allow]]\nid = \"1d6b:*\"\ninterfaces = \"any\"\n\
+             [[usb.allow]]\nname = \"Pump\"\ninterfaces = { only = \"08:*:*\", count = 2 }\n",
         );
         let rules = rules.expect("good").expect("rules");
-        assert_eq!(rules.default, Action::Reject);
-        let [hold, stick, any] = &rules.rules[..] else { panic!("{rules:?}") };
-        assert_eq!((hold.action, hold.line), (Action::Hold, 6));
+        assert_eq!((rules.default, rules.order), (Action::Reject, Order::First));
+        let [hold, stick, any, named] = &rules.rules[..] else { panic!("{rules:?}") };
+        assert_eq!((hold.action, hold.line), (Action::Hold, 7));
         assert_eq!((stick.id, stick.at_most), (Some((0x0781, Some(0x5581))), Some(1)));
         assert_eq!((stick.connect.as_slice(), stick.read_only), (&[Connect::External][..], true));
         assert!(stick.port[1].matches("2-1.4") && !stick.port[1].matches("1-1"));
         assert_eq!((any.id, any.interfaces.clone()), (Some((0x1d6b, None)), None));
+        let asked = named.interfaces.as_ref().expect("asked for");
+        assert_eq!((named.name.as_deref(), asked.count), (Some("Pump"), Some(2)));
+        assert_eq!(asked.only.as_ref().map(Vec::len), Some(1));
     }
 
     #[test]
@@ -331,6 +356,8 @@ mod tests {
             ("[[usb.allow]]\ninterfaces = [\"8:6:50\"]", "is no kind of interface"),
             ("[[usb.allow]]\ninterfaces = []", "is empty"),
             ("[[usb.allow]]\ninterfaces = {}", "`interfaces` is empty"),
+            ("[usb]\norder = \"last\"", "unknown order \"last\"; it can be `strictest`"),
+            ("[[usb.allow]]\ninterfaces = { count = 0 }", "`count` must be a whole number"),
             ("[[usb.allow]]\ninterfaces = 3", "must be a list or a table"),
             ("[[usb.allow]]\ninterfaces = \"any\"\nat_most = 0", "`at_most` must be"),
             ("[[usb.allow]]\ninterfaces = \"any\"\nport = \"usb1\"", "is no port"),
