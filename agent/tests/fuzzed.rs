@@ -136,8 +136,13 @@ fn usb_descriptors() {
     named("usb");
 }
 
+#[test]
+fn rules_of_usbguard() {
+    named("usbguard");
+}
+
 /// So that none is forgotten here.
 #[test]
 fn there_are_no_others() {
-    assert_eq!(TARGETS.len(), 11);
+    assert_eq!(TARGETS.len(), 12);
 }

@@ -1,6 +1,9 @@
 //! What is driven with bytes from anybody, and what must hold whatever they are. Used by libFuzzer
 //! (`cargo xtask fuzz`) and by the unit tests, which replay the seeds and change them a little.
 
+#[path = "usbguard.rs"]
+mod usbguard;
+
 use std::{path::Path, sync::LazyLock};
 
 use portcullis::{
@@ -33,7 +36,7 @@ pub struct Target {
 }
 
 /// Everything that is driven.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "policy", drive: policy },
     Target { name: "manifest", drive: manifest },
     Target { name: "cms", drive: cms },
@@ -45,6 +48,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "module", drive: module_end },
     Target { name: "bundle", drive: bundle },
     Target { name: "usb", drive: usb_descriptors },
+    Target { name: "usbguard", drive: usbguard::drive },
 ];
 
 /// A policy's text. Every mistake has a place that is in the text.

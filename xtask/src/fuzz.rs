@@ -19,8 +19,20 @@ use crate::{
 };
 
 /// What can be driven: the folders of `fuzz/seeds`, which `fuzz/src/targets.rs` has by these names.
-const TARGETS: [&str; 8] =
-    ["policy", "manifest", "cms", "raw", "certificate", "key", "rotation", "usb"];
+const TARGETS: [&str; 12] = [
+    "policy",
+    "manifest",
+    "cms",
+    "raw",
+    "certificate",
+    "key",
+    "rotation",
+    "ima",
+    "module",
+    "bundle",
+    "usb",
+    "usbguard",
+];
 
 /// What has the compiler count which way each input takes, and note what it compares.
 const INSTRUMENTED: [&str; 7] = [

@@ -12,8 +12,12 @@ use portcullis_common::Kinds;
 use super::{BAD_INPUT, Failure, NO, OrExit, Outcome, output, scan::kind, scan::write_file};
 use crate::{
     event::human::Plain,
-    import::{self, Form, Imported, Left, dpkg},
+    import::{
+        self, Form, Imported, Left, dpkg,
+        usbguard::{self, Known, here},
+    },
     policy::manifest,
+    usb::device::DEVICES,
 };
 
 #[derive(clap::Subcommand)]
@@ -24,14 +28,16 @@ pub enum Verb {
     Fapolicyd(ListArgs),
     /// What dpkg has installed, verified against the packages' sums first
     Dpkg(DpkgArgs),
+    /// Rules of USBGuard, as the part of a policy that is about USB
+    Usbguard(UsbguardArgs),
 }
 
 #[derive(clap::Args)]
 pub struct Output {
-    /// The manifest to write
+    /// The file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Replace the manifest if it exists
+    /// Replace the file if it exists
     #[arg(long)]
     force: bool,
     /// Write everything that was not carried over to this file, as JSON lines
@@ -65,6 +71,18 @@ pub struct DpkgArgs {
     output: Output,
 }
 
+#[derive(clap::Args)]
+pub struct UsbguardArgs {
+    /// The files of rules, in the order in which USBGuard reads them
+    #[arg(required = true)]
+    rules: Vec<PathBuf>,
+    /// Carry `parent-hash` over as the ports of what is plugged in here now
+    #[arg(long)]
+    parents_as_ports: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
 /// Entries that are shown at the terminal.
 const SHOWN: usize = 20;
 
@@ -79,8 +97,18 @@ pub fn import(verb: &Verb) -> Outcome {
             bar.finish_and_clear();
             (imported.or_exit(BAD_INPUT)?, &args.output)
         }
+        Verb::Usbguard(args) => return usbguard(args),
     };
     write(imported, output)
+}
+
+fn usbguard(args: &UsbguardArgs) -> Outcome {
+    check(&args.output)?;
+    let here = here::seen(Path::new(DEVICES));
+    let known = Known { here: &here, parents_as_ports: args.parents_as_ports };
+    let part = usbguard::import(&args.rules, known).or_exit(BAD_INPUT)?;
+    replace(&args.output.output, |out| out.write_all(part.text.as_bytes()))?;
+    tell(part.carried, part.left, &args.output)
 }
 
 fn list(args: &ListArgs, form: Form) -> Result<Imported, Failure> {
@@ -105,6 +133,11 @@ fn write(imported: Imported, to: &Output) -> Outcome {
     left.sort();
     let count = carried.len();
     replace(&to.output, |out| manifest::write(out, carried, None))?;
+    tell(count, left, to)
+}
+
+/// Says what was carried over and what not.
+fn tell(count: usize, left: Vec<Left>, to: &Output) -> Outcome {
     if let Some(report) = &to.report {
         replace(report, |out| {
             left.iter().try_for_each(|one| {

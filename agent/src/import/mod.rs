@@ -3,6 +3,7 @@
 pub mod dpkg;
 mod fapolicyd;
 mod sha256sum;
+pub mod usbguard;
 
 use std::{
     io,
