@@ -18,6 +18,12 @@ use crate::{
     control::{Request, client},
     event::human::Plain,
     policy::{Policy, bundle::Bundle, manifest::kinds_words, trust::describe},
+    usb::{
+        device::DEVICES,
+        preflight,
+        rules::{self, Order, Rules},
+        written::line_of,
+    },
 };
 
 #[derive(clap::Args)]
@@ -56,6 +62,33 @@ struct Difference {
     /// What the policy chooses besides digests.
     settings_added: Vec<String>,
     settings_removed: Vec<String>,
+    /// Rules about USB devices.
+    usb_added: Vec<UsbLine>,
+    usb_removed: Vec<UsbLine>,
+    /// Whether rules about USB that stay stand in another order, where the first decides.
+    usb_reordered: bool,
+    /// Devices that are plugged in here and become something else; only against what is in force.
+    usb_devices: Vec<UsbDevice>,
+}
+
+/// A rule about USB devices, and where it stands.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct UsbLine {
+    rule: String,
+    line: u32,
+}
+
+/// What becomes of a device that is plugged in.
+#[derive(Debug, Serialize)]
+struct UsbDevice {
+    port: String,
+    id: String,
+    name: String,
+    serial: Option<String>,
+    kinds: String,
+    /// `allow`, `hold` or `reject`.
+    before: &'static str,
+    after: &'static str,
 }
 
 /// A policy with the texts that its lines are in.
@@ -138,7 +171,16 @@ impl Side {
         for folder in &self.policy.signed_folders {
             lines.insert(format!("signed files in {}", folder.display()));
         }
+        if let Some(usb) = &self.policy.usb {
+            lines.insert(format!("usb default {}, order {}", usb.default.word(), usb.order.word()));
+        }
         lines
+    }
+
+    /// What it says about USB, line by line.
+    fn usb(&self) -> Vec<UsbLine> {
+        let rules = self.policy.usb.iter().flat_map(|usb| &usb.rules);
+        rules.map(|rule| UsbLine { rule: line_of(rule), line: rule.line }).collect()
     }
 }
 
@@ -168,6 +210,48 @@ impl<'a> Places<'a> {
             line: rule.line,
         }
     }
+}
+
+/// The rules about USB that one policy has and the other has not; a rule that stands twice counts once.
+fn only_in(these: &Side, other: &Side) -> Vec<UsbLine> {
+    let others: BTreeSet<_> = other.usb().into_iter().map(|line| line.rule).collect();
+    these.usb().into_iter().filter(|line| !others.contains(&line.rule)).collect()
+}
+
+/// Whether the rules that both have stand in another order, and that matters.
+fn is_reordered(old: &Side, new: &Side) -> bool {
+    let in_both = |these: &Side, other: &Side| -> Vec<String> {
+        let others: BTreeSet<_> = other.usb().into_iter().map(|line| line.rule).collect();
+        let lines = these.usb().into_iter().map(|line| line.rule);
+        lines.filter(|rule| others.contains(rule)).collect()
+    };
+    let is_first =
+        |side: &Side| side.policy.usb.as_ref().is_some_and(|usb| usb.order == Order::First);
+    is_first(old) && is_first(new) && in_both(old, new) != in_both(new, old)
+}
+
+/// The devices that are plugged in here and become something else.
+fn usb_devices(devices: &Path, old: &Side, new: &Side) -> Vec<UsbDevice> {
+    let left_alone =
+        Rules { default: rules::Action::Allow, order: Order::First, rules: Vec::new() };
+    let judged =
+        |side: &Side| preflight::judged(devices, side.policy.usb.as_deref().unwrap_or(&left_alone));
+    let changed = judged(old).into_iter().zip(judged(new));
+    let changed = changed.filter(|((before, was), (after, is))| {
+        // One may have come or gone between the two looks.
+        before.port == after.port && was.action != is.action
+    });
+    changed
+        .map(|((_, was), (device, is))| UsbDevice {
+            id: device.id(),
+            kinds: device.kinds(),
+            port: device.port,
+            name: device.name,
+            serial: device.serial,
+            before: was.action.word(),
+            after: is.action.word(),
+        })
+        .collect()
 }
 
 /// The policy file that is in force on this device, of which catalogs are no part.
@@ -213,16 +297,23 @@ fn difference(old: &Side, new: &Side) -> Difference {
         denied,
         settings_added: settings_new.difference(&settings_old).cloned().collect(),
         settings_removed: settings_old.difference(&settings_new).cloned().collect(),
+        usb_added: only_in(new, old),
+        usb_removed: only_in(old, new),
+        usb_reordered: is_reordered(old, new),
+        usb_devices: Vec::new(),
     }
 }
 
 pub fn diff(args: &Args) -> Outcome {
-    let (old, new) = match &args.policies[..] {
-        [old, new] => (Side::read(old)?, Side::read(new)?),
-        [new] => (Side::load(&in_force()?)?, Side::read(new)?),
+    let (old, new, is_here) = match &args.policies[..] {
+        [old, new] => (Side::read(old)?, Side::read(new)?, false),
+        [new] => (Side::load(&in_force()?)?, Side::read(new)?, true),
         _ => return Err(anyhow!("one or two policies")).or_exit(BAD_INPUT),
     };
-    let difference = difference(&old, &new);
+    let mut difference = difference(&old, &new);
+    if is_here {
+        difference.usb_devices = usb_devices(Path::new(DEVICES), &old, &new);
+    }
     let text = if args.json {
         serde_json::to_string_pretty(&difference).or_exit(UNAVAILABLE)? + "\n"
     } else {
@@ -252,13 +343,31 @@ fn show(difference: &Difference) -> String {
             let _ = writeln!(text, "{mark} {line}");
         }
     }
+    for (mark, lines) in [("+", &difference.usb_added), ("-", &difference.usb_removed)] {
+        for UsbLine { rule, line } in lines {
+            let _ = writeln!(text, "{mark} {}  (line {line})", Plain(rule));
+        }
+    }
+    if difference.usb_reordered {
+        let _ = writeln!(text, "! rules about USB stand in another order, and the first decides");
+    }
+    for UsbDevice { port, id, name, kinds, before, after, .. } in &difference.usb_devices {
+        let name = Plain(name);
+        let _ = writeln!(
+            text,
+            "! usb {port} {id} {name} ({kinds}), plugged in here: {before}, then {after}"
+        );
+    }
     let _ = writeln!(
         text,
         "{} newly allowed, {} not listed any more, {} newly denied, {} other changes",
         difference.allowed.len(),
         difference.unlisted.len(),
         difference.denied.len(),
-        difference.settings_added.len().max(difference.settings_removed.len()),
+        difference.settings_added.len().max(difference.settings_removed.len())
+            + difference.usb_added.len()
+            + difference.usb_removed.len()
+            + usize::from(difference.usb_reordered),
     );
     text
 }
@@ -266,6 +375,49 @@ fn show(difference: &Difference) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_about_usb_are_told_and_what_they_do_here() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let side = |name: &str, usb: &str| {
+            let file = folder.path().join(name);
+            let text = format!("name = \"p\"\nversion = 1\nmode = \"audit\"\n{usb}");
+            fs::write(&file, text).expect("written");
+            Side::read(&file).ok().expect("good")
+        };
+        let stick = "[[usb.allow]]\nid = \"0781:5581\"\ninterfaces = [\"08:06:50\"]\n";
+        let keys = "[[usb.reject]]\ninterfaces = { one_of = [\"03:*:*\"] }\n";
+        let old = side("old.toml", &format!("[usb]\norder = \"first\"\n{stick}{keys}"));
+        let new =
+            side("new.toml", &format!("[usb]\ndefault = \"reject\"\norder = \"first\"\n{keys}"));
+        let mut found = difference(&old, &new);
+        let rule = "usb allow id = \"0781:5581\", interfaces = { equals = [\"08:06:50\"] }";
+        assert_eq!(found.usb_removed, [UsbLine { rule: rule.into(), line: 6 }]);
+        assert!(found.usb_added.is_empty() && !found.usb_reordered);
+        assert_eq!(found.settings_added, ["usb default reject, order first"]);
+
+        let devices = folder.path().join("devices");
+        fs::create_dir_all(devices.join("1-1")).expect("made");
+        let descriptors = crate::usb::descriptors::tests::made(0x0781, 0x5581, &[[8, 6, 0x50]]);
+        for (name, text) in [
+            ("busnum", &b"1"[..]),
+            ("devnum", b"2"),
+            ("authorized", b"1"),
+            ("product", b"Ultra\x1b\n"),
+            ("descriptors", &descriptors),
+        ] {
+            fs::write(devices.join("1-1").join(name), text).expect("written");
+        }
+        found.usb_devices = usb_devices(&devices, &old, &new);
+        let text = show(&found);
+        let told = "plugged in here: allow, then reject\n";
+        assert!(text.contains(told) && !text.contains('\x1b'), "{text}");
+        assert!(text.contains("- usb allow id = ") && text.contains("2 other changes"), "{text}");
+        assert!(usb_devices(&devices, &old, &old).is_empty());
+
+        let turned = side("turned.toml", &format!("[usb]\norder = \"first\"\n{keys}{stick}"));
+        assert!(difference(&old, &turned).usb_reordered);
+    }
 
     #[test]
     fn what_changes_is_told_with_its_place() {
