@@ -45,7 +45,8 @@ fn whole_lines(mark: Mark) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn since(mark: Mark) -> Result<Vec<Value>> {
+/// The records after the mark.
+pub fn since(mark: Mark) -> Result<Vec<Value>> {
     let bytes = whole_lines(mark)?;
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| Ok(serde_json::from_slice(line)?)).collect()

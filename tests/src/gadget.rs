@@ -129,6 +129,13 @@ impl Gadget {
         self.wait("the kernel still sees it", || self.port().is_none())
     }
 
+    /// Plugs it in and unplugs it before the kernel knows what it is, or as soon as it does.
+    pub fn flap(&self) -> Result<()> {
+        fs::write(self.folder.join("UDC"), CONTROLLER).context("plugging in")?;
+        sleep(Duration::from_millis(20));
+        fs::write(self.folder.join("UDC"), "\n").context("unplugging")
+    }
+
     /// Where it is plugged.
     pub fn port(&self) -> Option<String> {
         let entries = fs::read_dir(DEVICES).ok()?.flatten();

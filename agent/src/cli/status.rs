@@ -160,10 +160,20 @@ pub fn show(page: &Page) -> String {
     let _ = writeln!(text, "{}\n", gates.trim_fmt());
     let _ = match &page.usb {
         None => writeln!(text, "usb: not in the policy, left alone"),
-        Some(UsbStatus { rules, allowed, held, would_hold, refused }) => writeln!(
+        Some(UsbStatus {
+            rules,
+            allowed,
+            held,
+            would_hold,
+            refused,
+            attached,
+            detached,
+            overruns,
+        }) => writeln!(
             text,
             "usb: {rules} rules; {allowed} devices are in, {held} are held, {would_hold} would be held; \
-             {refused} attempts of others refused"
+             {refused} attempts of others refused; {attached} have come and {detached} have gone, \
+             {overruns} times too fast to be told"
         ),
     };
     if let Some(BundleStatus { sha256, until, .. }) = &page.bundle {

@@ -152,6 +152,7 @@ fn judged_by(rules: Option<&Rules>, name: &str, version: u64) -> UsbAnswer {
             line: rule.map(|rule| rule.line),
             error: None,
             to_allow: if is_in { None } else { rule_for(device) },
+            untold: None,
             policy: policy.clone(),
             device: UsbDevice::from(device),
         }

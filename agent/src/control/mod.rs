@@ -172,6 +172,13 @@ pub struct UsbStatus {
     pub would_hold: usize,
     /// Attempts of others to let devices in.
     pub refused: u64,
+    /// Devices that have come since the agent began to watch, and root hubs.
+    pub attached: u64,
+    /// Those that have gone.
+    pub detached: u64,
+    /// How often the kernel had more to tell of devices than the agent could take, so that it looked for
+    /// itself.
+    pub overruns: u64,
 }
 
 /// The answer to a question for USB devices.

@@ -11,6 +11,7 @@ use crate::{
         device::Device,
         keeper::Known,
         rules::{Rules, rule_for},
+        storm::Untold,
     },
 };
 
@@ -39,7 +40,7 @@ pub struct UsbDevice {
     pub kinds: String,
     /// SHA-256 of its descriptors.
     pub descriptors: String,
-    /// `internal`, `external` or `unknown`.
+    /// `internal`, `external`, `unused` or `unknown`.
     pub connect: String,
     /// Millions of bits in a second.
     pub speed: String,
@@ -87,6 +88,10 @@ pub struct UsbChange {
     pub error: Option<String>,
     /// The rule that would let this device in, if it is not let in and one can.
     pub to_allow: Option<String>,
+    /// How many changes at the port before this one were only counted, as there were too many; none if all
+    /// were told.
+    #[serde(default)]
+    pub untold: Option<Untold>,
     /// The policy that decided.
     pub policy: PolicyId,
     /// The device.
@@ -105,6 +110,7 @@ impl UsbChange {
             line: known.verdict.rule.and_then(|rule| Some(rules.rules.get(rule)?.line)),
             error: known.error.clone(),
             to_allow,
+            untold: None,
             policy: policy.clone(),
             device: (&known.device).into(),
         }
@@ -147,6 +153,13 @@ impl fmt::Display for UsbChange {
             write!(f, ", serial {}", Plain(serial))?;
         }
         write!(f, " ({}: {})", device.kinds, device.interfaces.join(" "))?;
+        if let Some(Untold { judged, detached }) = self.untold {
+            write!(
+                f,
+                ", the last of a storm: {judged} times more something came there or was judged, and {detached} \
+                 times it went"
+            )?;
+        }
         if self.state == "detached" {
             return Ok(());
         }

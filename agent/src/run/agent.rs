@@ -191,6 +191,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
                 if told.usb || told.disk {
                     agent.look_at_usb();
                 }
+                agent.tell_usb_storms();
             }
             changed = changed(&mut agent.catalogs) => {
                 changed.map_err(system("watching the folder of catalogs"))?;
@@ -390,6 +391,7 @@ impl Agent {
     /// Audit ends with the agent, as nothing is left to report to. Enforcement goes on.
     fn stopped(&mut self, cause: &'static str) {
         let gates_stay = self.mode() == Mode::Enforce && self.pins.is_some() && !self.take_down;
+        self.tell_usb_rest();
         // While the gate still lets the agent do it.
         if !gates_stay {
             self.leave_usb_alone();

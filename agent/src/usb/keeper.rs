@@ -51,7 +51,7 @@ impl State {
 }
 
 /// A device that is there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// What it is.
     pub device: Device,
@@ -283,4 +283,15 @@ fn authorize(folder: &Folder, device: &mut Device, allow: bool) -> Result<(), Us
 
 fn detached(known: &Known) -> Known {
     Known { state: State::Detached, ..known.clone() }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A device as it was judged.
+    pub fn known(device: Device, verdict: Verdict, state: State) -> Known {
+        let (once, error, generation, mode) = (false, None, 1, Mode::Enforce);
+        Known { device, verdict, state, once, error, generation, mode }
+    }
 }

@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod preflight;
 pub mod rules;
 mod storage;
+pub mod storm;
 pub mod uevents;
 pub mod written;
 

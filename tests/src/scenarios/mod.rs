@@ -152,6 +152,7 @@ pub const ALL: &[Scenario] = &[
     usual("overlay-kept-descriptor", attacks_overlay::kept_descriptor),
     usual("usb-held", usb::held),
     usual("usb-guarded", usb::guarded),
+    once("usb-storm", usb::storm),
     usual("mounted-devices", attacks_device::mounted),
     once("events-flood", events_stream::flood),
     once("events-schema", events_stream::schema),

@@ -258,6 +258,74 @@ pub fn guarded() -> Result<()> {
     Ok(())
 }
 
+/// Two hundred devices come and go, most of them before anybody can look.
+pub fn storm() -> Result<()> {
+    prepare()?;
+    let policy = policy()?;
+    let evil = Gadget::make("STORM1", &[Function::Storage])?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
+    let resident = || -> Result<u64> {
+        json(&["status", "--json"])?["resident_kib"].as_u64().context("resident memory")
+    };
+    // The first costs what all of them do.
+    evil.connect()?;
+    evil.disconnect()?;
+    let (before, mark) = (resident()?, events::mark()?);
+    let counted = || -> Result<(u64, u64)> {
+        let status = json(&["status", "--json"])?;
+        let number = |key: &str| status["usb"][key].as_u64().context("a number");
+        Ok((number("attached")?, number("detached")?))
+    };
+    let start = counted()?;
+    for _ in 0..SEEN {
+        evil.connect()?;
+        evil.disconnect()?;
+    }
+    for _ in SEEN..200 {
+        evil.flap()?;
+    }
+    evil.connect()?;
+    evil.never_bound()?;
+    let port = evil.port().context("a port")?;
+    evil.disconnect()?;
+    let end = Instant::now() + PATIENCE;
+    let (came, went) = loop {
+        let (attached, detached) = counted()?;
+        let (came, went) = (attached - start.0, detached - start.1);
+        if came == went || Instant::now() > end {
+            break (came, went);
+        }
+        sleep(Duration::from_millis(20));
+    };
+    println!("  {came} came, {went} went");
+    ensure!(came > SEEN && came == went, "{came} came, {went} went");
+    // A listed one is told and let in all the same.
+    let listed = Gadget::plug(LISTED, &[Function::Storage])?;
+    listed.bound_to(&["usb-storage"])?;
+    events::wait_for(mark, LISTED, |event| is_about(event, "allowed", LISTED))?;
+    drop(listed);
+    let after = resident()?;
+    println!("  {before} KiB before, {after} KiB after");
+    ensure!(after < before + 2048, "{before} KiB became {after} KiB");
+    drop(evil);
+    agent.stop()?;
+    let about: Vec<_> = events::since(mark)?
+        .into_iter()
+        .filter(|event| event["type"] == "usb" && event["device"]["port"] == port.as_str())
+        .collect();
+    let counts: Vec<_> = about.iter().filter(|event| !event["untold"].is_null()).collect();
+    ensure!(about.len() < 50, "{} events", about.len());
+    let untold: u64 = counts.iter().filter_map(|event| event["untold"]["judged"].as_u64()).sum();
+    let told = about.iter().filter(|event| event["state"] == "held" && event["untold"].is_null());
+    let told = told.count() as u64;
+    println!("  {} events, {told} told and {untold} counted", about.len());
+    ensure!(!counts.is_empty() && told + untold > SEEN, "{told} told, {untold} counted");
+    Ok(())
+}
+
+/// How many times of these the device is waited for.
+const SEEN: u64 = 15;
+
 fn is_attempt(event: &Value, outcome: &str, name: &str) -> bool {
     event["type"] == "decision"
         && event["gate"] == "usb"

@@ -1,6 +1,9 @@
 //! The agent's part in what becomes of USB devices.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use portcullis_common::{Counter, Gate, Mode};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -19,6 +22,7 @@ use crate::{
         keeper::{self, Keeper, Known},
         preflight,
         rules::Rules,
+        storm::{Calm, Untold},
         uevents::{Told, Uevents},
     },
 };
@@ -35,16 +39,29 @@ pub(super) struct Usb {
     keeper: Keeper,
     /// Where the kernel tells that devices come and go.
     uevents: AsyncFd<Uevents>,
+    /// What is told of a storm.
+    calm: Calm,
+    /// What the kernel has told since the beginning.
+    counted: Told,
 }
 
-/// Waits until the kernel has told of devices, for ever if nobody asks.
+/// Waits until the kernel has told of devices or a storm is to be told, for ever if nobody asks.
 pub(super) async fn told(usb: &mut Option<Usb>) -> std::io::Result<Told> {
     let Some(usb) = usb else { return std::future::pending().await };
-    let mut ready = usb.uevents.readable_mut().await?;
+    let due = usb.calm.due_at().map(|at| at.saturating_duration_since(Instant::now()));
+    let mut ready = tokio::select! {
+        ready = usb.uevents.readable_mut() => ready?,
+        () = tokio::time::sleep(due.unwrap_or(Duration::MAX)), if due.is_some() => {
+            return Ok(Told::default());
+        }
+    };
     let (told, more) = ready.get_inner().read()?;
     if !more {
         ready.clear_ready();
     }
+    usb.counted.attached += told.attached;
+    usb.counted.detached += told.detached;
+    usb.counted.overruns += told.overruns;
     Ok(told)
 }
 
@@ -59,7 +76,8 @@ impl Agent {
                     AsyncFd::register_with_interest(Uevents::listen()?, Interest::READABLE)
                 }?;
                 let keeper = Keeper::new(Places::default(), Arc::clone(rules));
-                self.usb = Some(Usb { keeper, uevents });
+                let (calm, counted) = (Calm::default(), Told::default());
+                self.usb = Some(Usb { keeper, uevents, calm, counted });
             }
             (None, _) => {
                 self.leave_usb_alone();
@@ -73,6 +91,7 @@ impl Agent {
 
     /// Gives USB back as it was found.
     pub(super) fn leave_usb_alone(&mut self) {
+        self.tell_usb_rest();
         if let Some(mut usb) = self.usb.take()
             && let Err(error) = usb.keeper.release()
         {
@@ -92,10 +111,33 @@ impl Agent {
     }
 
     fn tell_usb(&mut self, changed: &[Known]) {
-        let Some(usb) = &self.usb else { return };
+        let Some(usb) = &mut self.usb else { return };
         let rules = Arc::clone(usb.keeper.rules());
-        for known in changed {
+        let now = Instant::now();
+        let told: Vec<_> = changed.iter().filter(|known| usb.calm.tells(known, now)).collect();
+        for known in told {
             let change = UsbChange::of(known, &rules, &self.view().id);
+            self.recorder.record(Body::Usb(Box::new(change)));
+        }
+    }
+
+    /// Tells of storms whose span is over.
+    pub(super) fn tell_usb_storms(&mut self) {
+        let due = self.usb.as_mut().map(|usb| usb.calm.due(Instant::now()));
+        self.tell_counted(due.unwrap_or_default());
+    }
+
+    /// Tells of storms that are not over, as the agent will not see their end.
+    pub(super) fn tell_usb_rest(&mut self) {
+        let rest = self.usb.as_mut().map(|usb| usb.calm.rest());
+        self.tell_counted(rest.unwrap_or_default());
+    }
+
+    fn tell_counted(&mut self, counted: Vec<(Known, Untold)>) {
+        for (known, untold) in counted {
+            let Some(usb) = &self.usb else { return };
+            let change = UsbChange::of(&known, usb.keeper.rules(), &self.view().id);
+            let change = UsbChange { untold: Some(untold), ..change };
             self.recorder.record(Body::Usb(Box::new(change)));
         }
     }
@@ -164,6 +206,9 @@ impl Agent {
             held: count(&[Held, Rejected, Failed]),
             would_hold: count(&[WouldHold, WouldReject]),
             refused: self.counter(Gate::Usb, Counter::Denied).unwrap_or_default(),
+            attached: usb.counted.attached,
+            detached: usb.counted.detached,
+            overruns: usb.counted.overruns,
         })
     }
 
