@@ -90,6 +90,7 @@ macro_rules! for_each_kernel_field {
                 LINUX_BINPRM_FILE = linux_binprm . file;
                 LINUX_BINPRM_FILENAME = linux_binprm . filename;
                 LINUX_BINPRM_INTERP = linux_binprm . interp;
+                LINUX_BINPRM_UNSAFE = linux_binprm . unsafe;
                 FILE_F_INODE = file . f_inode;
                 FILE_F_PATH = file . f_path;
                 FILE_F_MODE = file . f_mode;
@@ -107,6 +108,7 @@ macro_rules! for_each_kernel_field {
                 SUPER_BLOCK_S_MAGIC = super_block . s_magic;
                 SUPER_BLOCK_S_IFLAGS = super_block . s_iflags;
                 PATH_DENTRY = path . dentry;
+                PATH_MNT = path . mnt;
                 DENTRY_D_INODE = dentry . d_inode;
                 DENTRY_D_PARENT = dentry . d_parent;
                 DENTRY_D_NAME = dentry . d_name;
@@ -117,6 +119,10 @@ macro_rules! for_each_kernel_field {
                 TASK_STRUCT_GROUP_LEADER = task_struct . group_leader;
                 TASK_STRUCT_START_BOOTTIME = task_struct . start_boottime;
                 TASK_STRUCT_MM = task_struct . mm;
+                TASK_STRUCT_PTRACE = task_struct . ptrace;
+                BPF_MAP_NAME = bpf_map . name;
+                BPF_PROG_AUX = bpf_prog . aux;
+                BPF_PROG_AUX_ID = bpf_prog_aux . id;
                 MM_STRUCT_EXE_FILE = mm_struct . exe_file;
                 INODE_I_GENERATION = inode . i_generation;
                 INODE_I_RDEV = inode . i_rdev;

@@ -10,6 +10,7 @@ mod event;
 mod layout;
 mod policy;
 mod script;
+mod shield;
 mod usb;
 mod verdict;
 
@@ -25,6 +26,7 @@ pub use policy::{
     fsverity_key,
 };
 pub use script::{ARGUMENT_BYTES, ARGUMENTS, Arguments, Found, Name};
+pub use shield::{Authority, FileId, MAP_PREFIX, SHOW_MOUNT};
 pub use usb::Process;
 pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 

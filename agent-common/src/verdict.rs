@@ -21,6 +21,8 @@ wire_enum! {
         /// changing which USB devices come alive: writing to the kernel's switches in sysfs, or choosing a
         /// configuration through a device file.
         Usb = 6 => "usb",
+        /// attacking the agent, its files, or the gates themselves.
+        Shield = 7 => "shield",
     }
 }
 
@@ -60,6 +62,21 @@ wire_enum! {
         VerifiedFilesystem = 7 => "verified-filesystem",
         /// The agent decides which USB devices come alive, and nobody else.
         UsbSwitch = 8 => "usb-switch",
+        /// Somebody else sends the agent a signal.
+        AgentSignal = 9 => "agent-signal",
+        /// Somebody else would read or change the agent's memory, run it under a debugger, or pass
+        /// for it.
+        AgentMemory = 10 => "agent-memory",
+        /// Somebody else would remove or rename what keeps the gates in force.
+        GatePins = 11 => "gate-pins",
+        /// Somebody else would unmount, move or cover what the gates' pins lie on.
+        GateMount = 12 => "gate-mount",
+        /// Somebody else would get hold of the gates' maps, programs or links.
+        GateObjects = 13 => "gate-objects",
+        /// Somebody else would have the kernel not call the gates any more.
+        GateSwitch = 14 => "gate-switch",
+        /// Somebody else would change what the agent keeps on the disk.
+        AgentState = 15 => "agent-state",
 
         /// Somebody holds the file open for writing, so its digest would mean nothing.
         BeingWritten = 16 => "being-written",

@@ -14,6 +14,7 @@ use crate::{
     kernel_intake::kind_of_file,
     layout::{File, bprm_file},
     mapping::{is_of_no_concern, judge_mapping},
+    shield,
 };
 
 /// `int bprm_check_security(struct linux_binprm *bprm)`, as [`crate::exec::gate_exec`].
@@ -21,7 +22,12 @@ use crate::{
 pub fn gate_exec_appraised(ctx: LsmContext) -> i32 {
     let hook = Hook { gate: Gate::Exec, sleeps: false, hashes: false };
     // SAFETY: the hook's first argument is a `struct linux_binprm *`, and its file is set here.
-    unsafe { judge(hook, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) }
+    unsafe {
+        match judge(hook, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) {
+            0 => shield::started(ctx.arg(0)),
+            refused => refused,
+        }
+    }
 }
 
 /// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long

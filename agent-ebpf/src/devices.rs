@@ -27,11 +27,11 @@ const DEVICE_ONLY: [u64; 3] = [0x7371_7368, 0xe0f5_e1e2, 0xef53];
 
 /// How many tables each device of the device mapper has had, by the kernel's device number. A
 /// device that found no room here is not trusted.
-#[btf_map]
+#[btf_map(name = "PCULLIS_DEVICE_TABLES")]
 static DEVICE_TABLES: HashMap<u32, u32, 1024> = HashMap::new();
 
 /// What the agent has found out, by the kernel's device number.
-#[btf_map]
+#[btf_map(name = "PCULLIS_VERIFIED_DEVICES")]
 static VERIFIED_DEVICES: HashMap<u32, VerifiedDevice, 64> = HashMap::new();
 
 // Not among the fields that every kernel must have: these programs are loaded only for policies

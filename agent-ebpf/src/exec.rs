@@ -6,6 +6,7 @@ use portcullis_common::{Gate, Kinds};
 use crate::{
     judge::{Hook, judge},
     layout::{bprm_file, is_exec_check},
+    shield,
 };
 
 const HOOK: Hook = Hook { gate: Gate::Exec, sleeps: true, hashes: true };
@@ -17,7 +18,12 @@ const HOOK: Hook = Hook { gate: Gate::Exec, sleeps: true, hashes: true };
 #[lsm(hook = "bprm_check_security", sleepable)]
 pub fn gate_exec(ctx: LsmContext) -> i32 {
     // SAFETY: the hook's first argument is a `struct linux_binprm *`, and its file is set here.
-    unsafe { judge(HOOK, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) }
+    unsafe {
+        match judge(HOOK, bprm_file(ctx.arg(0)), Kinds::EXECUTABLE.union(Kinds::SCRIPT)) {
+            0 => shield::started(ctx.arg(0)),
+            refused => refused,
+        }
+    }
 }
 
 /// `int bprm_creds_for_exec(struct linux_binprm *bprm)`, from 5.8; attached from 6.14, where

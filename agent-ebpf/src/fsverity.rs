@@ -43,7 +43,7 @@ const SHA256: u16 = 1;
 /// Where the kernel puts its answers. One place for each inode, because a program may be interrupted
 /// by another task's on the same processor: whoever else writes there writes the same, as the digest
 /// of an inode never changes.
-#[btf_map]
+#[btf_map(name = "PCULLIS_FSVERITY_DIGESTS")]
 static FSVERITY_DIGESTS: InodeStorage<FsverityDigest> = InodeStorage::new();
 
 /// The rule for a file by its fs-verity digest, if it has one and the policy lists such.

@@ -9,15 +9,17 @@ use portcullis_common::{Active, Choices, Gate, Kinds, Outcome, Reason};
 
 use crate::{
     appraisal::Appraisal,
+    guarded::forget_agent_file,
     instructions,
     judge::{Hook, count_outcome, outcome},
     layout::{
-        FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Inode, dentry_inode, file_inode, file_mode,
-        inode_mode, inode_special_device, path_dentry,
+        Dentry, FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Inode, dentry_inode, file_inode,
+        file_mode, file_path, inode_mode, inode_special_device, path_dentry,
     },
     maps::{VERDICTS, active, is_mounted_device},
     overlay,
     report::{Report, report},
+    shield,
 };
 
 /// `S_IFBLK` (linux/stat.h).
@@ -49,7 +51,12 @@ fn opened(file: *const File, mode: u32) -> i32 {
             return 0;
         }
         forget(inode);
-        if inode_mode(inode) & FILE_TYPE == BLOCK_DEVICE { judge_device(file, inode) } else { 0 }
+        if inode_mode(inode) & FILE_TYPE == BLOCK_DEVICE {
+            judge_device(file, inode)
+        } else {
+            forget_agent_file(inode);
+            shield::opened_for_writing(file, inode)
+        }
     }
 }
 
@@ -86,8 +93,7 @@ unsafe fn judge_device(file: *const File, inode: *const Inode) -> i32 {
 pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
     let path: *const c_void = ctx.arg(0);
     // SAFETY: the hook's argument is a `const struct path *`.
-    unsafe { truncated(dentry_inode(path_dentry(path))) };
-    0
+    unsafe { truncated(path_dentry(path)) }
 }
 
 /// `int file_truncate(struct file *file)`, from 6.2: opening with `O_TRUNC`, even read-only, and
@@ -96,20 +102,23 @@ pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
 pub fn invalidate_file_truncate(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
-    unsafe { truncated(file_inode(file)) };
-    0
+    unsafe { truncated(path_dentry(file_path(file))) }
 }
 
 /// # Safety
-/// `inode` is null or a kernel pointer that the verifier tracks.
+/// `dentry` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-unsafe fn truncated(inode: *mut Inode) {
-    if !inode.is_null() {
-        // SAFETY: by the contract.
-        unsafe {
-            overlay::note_write(inode);
-            forget(inode);
+unsafe fn truncated(dentry: *const Dentry) -> i32 {
+    // SAFETY: by the contract.
+    unsafe {
+        let inode = dentry_inode(dentry);
+        if inode.is_null() {
+            return 0;
         }
+        overlay::note_write(inode);
+        forget(inode);
+        forget_agent_file(inode);
+        shield::written(dentry, inode)
     }
 }
 

@@ -170,6 +170,10 @@ accessors! { by load:
     vma_flags(Vma) -> u64 = VM_AREA_STRUCT_VM_FLAGS;
     /// Not zero if a private mapping has pages of its own: somebody has written to it.
     vma_own_pages(Vma) -> usize = VM_AREA_STRUCT_ANON_VMA;
+    /// The `struct vfsmount` of a `struct path`.
+    path_mount(c_void) -> *const c_void = PATH_MNT;
+    /// How the name of a `struct bpf_map` begins.
+    bpf_map_name(c_void) -> u64 = BPF_MAP_NAME;
     /// The directory entry of a `struct path`.
     path_dentry(c_void) -> *const Dentry = PATH_DENTRY;
 }
@@ -181,10 +185,24 @@ accessors! { by load_of_task:
     inode_size(Inode) -> u64 = INODE_I_SIZE;
     /// Process id (thread group) in the initial namespace.
     task_pid(Task) -> u32 = TASK_STRUCT_TGID;
+    /// Not zero if somebody steers the task, as a debugger does.
+    task_tracing(Task) -> u32 = TASK_STRUCT_PTRACE;
     /// The task's real parent.
     task_parent(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
     /// The task's name: as two words, to keep the loads few.
     task_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
+}
+
+/// Whether somebody steers the process that is about to run the program, as a debugger does:
+/// `LSM_UNSAFE_PTRACE` (include/linux/security.h).
+///
+/// # Safety
+/// `bprm` is the hook's `struct linux_binprm *`.
+#[inline(always)]
+pub unsafe fn bprm_is_traced(bprm: *const c_void) -> bool {
+    const TRACED: i32 = 2;
+    // SAFETY: by the contract.
+    unsafe { load::<i32, _>(bprm, &LINUX_BINPRM_UNSAFE) & TRACED != 0 }
 }
 
 /// Whether a `#!` line, or binfmt_misc, has put an interpreter in the place of what was to be run:
@@ -199,6 +217,69 @@ pub unsafe fn started_by_script(bprm: *const c_void) -> bool {
         load::<usize, _>(bprm, &LINUX_BINPRM_INTERP)
             != load::<usize, _>(bprm, &LINUX_BINPRM_FILENAME)
     }
+}
+
+/// Whether somebody steers the task, as a debugger does.
+///
+/// # Safety
+/// `task` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn task_is_traced(task: *const Task) -> bool {
+    // SAFETY: by the contract.
+    unsafe { task_tracing(task) != 0 }
+}
+
+/// When the task's process was started, in [`Process::TICK`]s since boot.
+///
+/// # Safety
+/// `task` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn task_started(task: *const Task) -> u64 {
+    // SAFETY: by the contract; a task always has a leader.
+    unsafe {
+        let leader: *const Task = load(task, &TASK_STRUCT_GROUP_LEADER);
+        load::<u64, _>(leader, &TASK_STRUCT_START_BOOTTIME) / Process::TICK
+    }
+}
+
+/// The program that a task runs; null for a kernel thread.
+///
+/// # Safety
+/// `task` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn program_of(task: *const Task) -> *const Inode {
+    // SAFETY: by the contract; a null pointer in the chain reads as zero.
+    unsafe {
+        let mm: *const c_void = load(task, &TASK_STRUCT_MM);
+        let exe_file: *const File = load(mm, &MM_STRUCT_EXE_FILE);
+        load(exe_file, &FILE_F_INODE)
+    }
+}
+
+/// The id in a request for a link: the first member of the `union bpf_attr` (linux/bpf.h).
+///
+/// # Safety
+/// `attributes` is the hook's `union bpf_attr *`.
+#[inline(always)]
+pub unsafe fn bpf_link_id(attributes: *const u32) -> u32 {
+    // SAFETY: by the contract.
+    unsafe { attributes.read_volatile() }
+}
+
+/// Id of a `struct bpf_prog`.
+///
+/// # Safety
+/// `program` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn bpf_program_id(program: *const c_void) -> u32 {
+    // SAFETY: by the contract.
+    unsafe { load(load::<*const c_void, _>(program, &BPF_PROG_AUX), &BPF_PROG_AUX_ID) }
+}
+
+/// Whether short names can be read.
+#[inline(always)]
+pub fn has_short_names() -> bool {
+    DENTRY_SHORT_NAME.load() != 0xffff
 }
 
 /// What a directory entry keeps of its name itself: the whole of it, with a zero after it, if it has

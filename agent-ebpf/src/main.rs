@@ -12,6 +12,7 @@ mod appraised;
 mod devices;
 mod exec;
 mod fsverity;
+mod guarded;
 mod instructions;
 mod interpreter;
 mod invalidation;
@@ -21,9 +22,11 @@ mod layout;
 mod mapping;
 mod maps;
 mod memory;
+mod name;
 mod names;
 mod overlay;
 mod report;
+mod shield;
 mod usb;
 
 /// Dual-licensed, because the helpers used are for GPL-compatible programs only.

@@ -17,7 +17,7 @@ use crate::instructions;
 const COUNTERS_LEN: usize = Gate::ALL.len() * Counter::ALL.len();
 
 /// [`Active`]. The agent maps it into its memory, to switch with one store.
-#[btf_map]
+#[btf_map(name = "PCULLIS_ACTIVE")]
 static ACTIVE: Array<Active, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// The rules of one policy: [`Rule`] by [`DIGEST_LEN`] bytes of digest. The agent creates each map
@@ -37,75 +37,75 @@ struct Rules {
 }
 
 /// The policy in force and the one being filled, by [`Active::slot`].
-#[btf_map]
+#[btf_map(name = "PCULLIS_POLICIES")]
 static POLICIES: ArrayOfMaps<Rules, { SLOTS as usize }> = ArrayOfMaps::new();
 
 /// The verdict on each inode.
-#[btf_map]
+#[btf_map(name = "PCULLIS_VERDICTS")]
 pub static VERDICTS: InodeStorage<Verdict> = InodeStorage::new();
 
 /// Set on files that are or were mapped shared by somebody who may write. Dies with the inode, like
 /// the pages that the mapping showed.
-#[btf_map]
+#[btf_map(name = "PCULLIS_WAS_MAPPED")]
 pub static WAS_MAPPED: InodeStorage<u64> = InodeStorage::new();
 
 /// What is kept of each process (by its id in the initial namespace) whose program is marked as an
 /// interpreter. Entries take memory only while they are there.
-#[btf_map]
+#[btf_map(name = "PCULLIS_INTERPRETERS")]
 pub static INTERPRETERS: HashMap<u32, Arguments, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
 /// One record of zeros, as a program's stack is too small for it.
-#[btf_map]
+#[btf_map(name = "PCULLIS_NO_ARGUMENTS")]
 pub static NO_ARGUMENTS: Array<Arguments, 1> = Array::new();
 
 /// Set on files that an overlay filesystem has opened as a layer's.
-#[btf_map]
+#[btf_map(name = "PCULLIS_LAYERED")]
 pub static LAYERED: InodeStorage<u64> = InodeStorage::new();
 
 /// Addresses of the inodes that got [`LAYERED`] last. A verdict is made soon after its file was
 /// opened, so that there need not be room for all.
-#[btf_map]
+#[btf_map(name = "PCULLIS_OPENED_LAYERS")]
 static OPENED_LAYERS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
 
 /// 0 before there is a file with [`LAYERED`]; raised by the first, and each time that such a file is
 /// opened for writing by others than an overlay.
-#[btf_map]
+#[btf_map(name = "PCULLIS_OVERLAY_WRITES")]
 pub static OVERLAY_WRITES: Array<u64, 1> = Array::new();
 
 /// The layout of the overlay filesystem's structures, once the agent knows it.
-#[btf_map]
+#[btf_map(name = "PCULLIS_OVERLAY_LAYOUT")]
 pub static OVERLAY_LAYOUT: Array<OverlayLayout, 1> = Array::new();
 
 /// By magic number of those filesystems that a policy can trust: bit by bit the slots whose policy
 /// does, and [`FILESYSTEM_IS_SERVED`].
-#[btf_map]
+#[btf_map(name = "PCULLIS_FILESYSTEMS")]
 static FILESYSTEMS: HashMap<u64, u64, 64> = HashMap::new();
 
 /// Digests of programs with [`Kinds::JIT`] that were started, for hooks that cannot ask the inode.
-#[btf_map]
+#[btf_map(name = "PCULLIS_JIT_PROGRAMS")]
 static JIT_PROGRAMS: LruHashMap<ProgramKey, Digest, 1024> = LruHashMap::new();
 
 /// Programs of which it was told that they make memory executable, with the generation of the
 /// policy under which it was.
-#[btf_map]
+#[btf_map(name = "PCULLIS_TOLD")]
 static TOLD: LruHashMap<ProgramKey, u64, 1024> = LruHashMap::new();
 
 /// Device numbers of block devices that carry a mounted filesystem, in the kernel's encoding, with
 /// those below them (the disk of a partition, the parts of a volume).
-#[btf_map]
+#[btf_map(name = "PCULLIS_MOUNTED_DEVICES")]
 static MOUNTED_DEVICES: HashMap<u32, u8, 4096> = HashMap::new();
 
 /// The agent, which alone may change which USB devices come alive. Nobody, when it has died.
-#[btf_map]
+#[btf_map(name = "PCULLIS_USB_AGENT")]
 static USB_AGENT: Array<Process, 1> = Array::new();
 
 /// One number for each gate and [`Counter`].
-#[btf_map]
+#[btf_map(name = "PCULLIS_COUNTERS")]
 static COUNTERS: Array<u64, COUNTERS_LEN> = Array::new();
 
 /// Events for the agent. 1 MiB holds about 2,000.
-#[btf_map]
+#[btf_map(name = "PCULLIS_EVENTS")]
 pub static EVENTS: RingBuf<Event<PATH_SHORT>, { 1 << 20 }> = RingBuf::new();
 
 /// Files above this many bytes are not hashed: hashing cannot be interrupted, so an unprivileged
@@ -219,7 +219,7 @@ pub fn is_mounted_device(device: u32) -> bool {
 
 /// Whether this process is the agent that these programs belong to.
 #[inline(always)]
-pub fn is_agent(process: Process) -> bool {
+pub fn is_usb_agent(process: Process) -> bool {
     // SAFETY: points to a map value, which is written once, before the programs are attached.
     USB_AGENT.get_ptr(0).is_some_and(|agent| unsafe {
         (*agent).pid == process.pid && (*agent).started == process.started

@@ -15,7 +15,8 @@ use crate::{
         Dentry, FILE_TYPE, File, Inode, current_process, dentry_parent, file_inode, file_path,
         inode_filesystem, inode_mode, inode_special_device, path_dentry, short_name,
     },
-    maps::{active, is_agent},
+    maps::{active, is_usb_agent},
+    name::{Name, name},
     report::{Report, report_with_names},
 };
 
@@ -33,35 +34,6 @@ const SET_CONFIGURATION: u32 = 0x8004_5505;
 /// Folders above a switch that are looked at: a device lies below seven hubs at most, and each is a
 /// folder.
 const DEPTH: usize = 9;
-
-/// A name to compare with what [`short_name`] gives.
-struct Name {
-    words: [u64; 4],
-    /// Which bytes count: those of the name and the zero after it.
-    masks: [u64; 4],
-}
-
-const fn name(text: &[u8]) -> Name {
-    let (mut words, mut masks) = ([0; 4], [0; 4]);
-    let mut at = 0;
-    while at <= text.len() {
-        let byte = if at < text.len() { text[at] } else { 0 };
-        words[at / 8] |= (byte as u64) << (at % 8 * 8);
-        masks[at / 8] |= 0xff << (at % 8 * 8);
-        at += 1;
-    }
-    Name { words, masks }
-}
-
-impl Name {
-    #[inline(always)]
-    const fn is(&self, found: &[u64; 4]) -> bool {
-        found[0] & self.masks[0] == self.words[0]
-            && found[1] & self.masks[1] == self.words[1]
-            && found[2] & self.masks[2] == self.words[2]
-            && found[3] & self.masks[3] == self.words[3]
-    }
-}
 
 const AUTHORIZED: Name = name(b"authorized");
 const AUTHORIZED_DEFAULT: Name = name(b"authorized_default");
@@ -188,7 +160,7 @@ fn is_root_hub(name: &[u64; 4]) -> bool {
 #[inline(always)]
 unsafe fn judge(inode: *const Inode, dentry: *const Dentry) -> i32 {
     let active = active();
-    let outcome = outcome(active, !is_agent(current_process()));
+    let outcome = outcome(active, !is_usb_agent(current_process()));
     let reason = Reason::UsbSwitch;
     count_outcome(Gate::Usb, outcome, reason);
     // What the agent does is told by itself.

@@ -3,15 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::events;
+use crate::{events, init};
 
 /// How long anything may take that the agent does. Software emulation is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -89,8 +90,19 @@ impl Agent {
 
     /// The same with an event file of its own.
     pub fn start_with(policy: &Policy, mode: &str, events: &str, more: &[&str]) -> Result<Self> {
+        Self::start_binary(Path::new("portcullis"), policy, mode, events, more)
+    }
+
+    /// The same with a binary of its own.
+    pub fn start_binary(
+        binary: &Path,
+        policy: &Policy,
+        mode: &str,
+        events: &str,
+        more: &[&str],
+    ) -> Result<Self> {
         let log = fs::File::create("/run/agent.log")?;
-        let mut child = Command::new("portcullis")
+        let mut child = Command::new(binary)
             .args(["run", "--policy", text(&policy.file)?, "--mode", mode, "--events", events])
             .args(more)
             .stdin(Stdio::null())
@@ -122,8 +134,13 @@ impl Agent {
     }
 
     /// Ends it with `portcullis stop`, which takes the gates down too.
-    pub fn stop(mut self) -> Result<()> {
-        expect(0, &["stop"])?;
+    pub fn stop(self) -> Result<()> {
+        self.stop_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn stop_with(mut self, more: &[&str]) -> Result<()> {
+        expect(0, &[&["stop"], more].concat())?;
         let status = self.child.wait()?;
         ensure!(
             status.success(),
@@ -133,9 +150,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Sends it a signal and returns how it ended.
-    pub fn signal(mut self, signal: rustix::process::Signal) -> Result<std::process::ExitStatus> {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)?;
+    /// Sends it a signal and returns how it ended. In enforce mode nobody could but the first process;
+    /// it is killed in the way that no hook sees, where the kernel has that (from 5.14).
+    pub fn signal(mut self, signal: Signal) -> Result<ExitStatus> {
+        let group = Path::new("/sys/fs/cgroup").join(format!("ended-{}", self.pid()));
+        if signal == Signal::KILL && Path::new("/sys/fs/cgroup").join("cgroup.procs").exists() {
+            fs::create_dir(&group)?;
+            if group.join("cgroup.kill").exists() {
+                fs::write(group.join("cgroup.procs"), self.pid().to_string())?;
+                fs::write(group.join("cgroup.kill"), "1")?;
+                let status = self.child.wait()?;
+                // It is busy until the process is gone for good.
+                let _ = fs::remove_dir(&group);
+                return Ok(status);
+            }
+            fs::remove_dir(&group)?;
+        }
+        init::signal(self.pid(), signal)?;
         Ok(self.child.wait()?)
     }
 }

@@ -4,10 +4,14 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, Write},
-    os::unix::{
-        ffi::OsStrExt,
-        process::{CommandExt, ExitStatusExt},
+    io::{self, BufRead as _, BufReader, Write},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixListener, UnixStream},
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::Path,
     process::{Command, ExitStatus},
@@ -17,12 +21,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{WaitOptions, wait},
+    process::{Signal, WaitOptions, wait},
     system::{RebootCommand, reboot},
 };
 
 /// Where the host has put the command.
 const COMMAND: &str = "/portcullis/command";
+/// The socket at which the first process can be asked for signals.
+const ASKED: &[u8] = b"portcullis-init";
 /// The disk that the host has attached.
 const DISK: &str = "/dev/vda";
 
@@ -31,7 +37,7 @@ const DISK: &str = "/dev/vda";
 pub fn first_process() -> ! {
     finish(boot().and_then(|()| match option("rootfs").as_str() {
         "debian" => switch_root(),
-        _ => run_command(),
+        _ => answer_signals().and_then(|()| run_command()),
     }))
 }
 
@@ -94,21 +100,65 @@ fn switch_root() -> Result<u8> {
     Err(error).context("switching to the disk")
 }
 
-fn mounts() -> Result<()> {
-    let wanted = [
-        ("proc", "/proc", "proc"),
+/// Sends a signal in the name of the first process, which may send one to anybody.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(ASKED)?)
+        .context("asking the first process")?;
+    writeln!(stream, "{pid} {}", signal.as_raw())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    ensure!(answer == "done\n", "the first process could not send a signal: {answer}");
+    Ok(())
+}
+
+/// Does what [`signal`] asks for, one after the other.
+fn answer_signals() -> Result<()> {
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(ASKED)?)?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            let answer = match BufReader::new(&stream).read_line(&mut line) {
+                Ok(_) => send(line.trim()),
+                Err(error) => Err(error.into()),
+            };
+            let _ = match answer {
+                Ok(()) => writeln!(stream, "done"),
+                Err(error) => writeln!(stream, "{error:#}"),
+            };
+        }
+    });
+    Ok(())
+}
+
+fn send(line: &str) -> Result<()> {
+    let (pid, signal) = line.split_once(' ').context("no signal")?;
+    // SAFETY: has no precondition.
+    ensure!(unsafe { libc::kill(pid.parse()?, signal.parse()?) } == 0, io::Error::last_os_error());
+    Ok(())
+}
+
+/// Mounts what lies below `/sys`.
+pub fn mount_sys() -> Result<()> {
+    mount_all(&[
         ("sysfs", "/sys", "sysfs"),
-        ("devtmpfs", "/dev", "devtmpfs"),
         ("securityfs", "/sys/kernel/security", "securityfs"),
         ("bpf", "/sys/fs/bpf", "bpf"),
         ("cgroup2", "/sys/fs/cgroup", "cgroup2"),
-        ("tmpfs", "/run", "tmpfs"),
-        ("tmpfs", "/tmp", "tmpfs"),
-    ];
+    ])
+}
+
+fn mount_all(wanted: &[(&str, &str, &str)]) -> Result<()> {
     for (source, target, kind) in wanted {
-        mount(source, target, kind, MountFlags::empty(), None)
+        mount(*source, *target, *kind, MountFlags::empty(), None)
             .with_context(|| format!("mounting {target}"))?;
     }
+    Ok(())
+}
+
+fn mounts() -> Result<()> {
+    mount_all(&[("proc", "/proc", "proc"), ("devtmpfs", "/dev", "devtmpfs")])?;
+    mount_sys()?;
+    mount_all(&[("tmpfs", "/run", "tmpfs"), ("tmpfs", "/tmp", "tmpfs")])?;
     fs::create_dir_all("/dev/shm")?;
     mount("tmpfs", "/dev/shm", "tmpfs", MountFlags::empty(), None).context("mounting /dev/shm")?;
     Ok(())

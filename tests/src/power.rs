@@ -26,7 +26,7 @@ const TRIED: u64 = 3;
 pub fn round(lowest: u64, highest: u64, ends: bool) -> Result<()> {
     let lab = Lab::open()?;
     let more = ["--skip-preflight", "--state", STATE];
-    let agent = Agent::start(&lab.policy, "enforce", &more)?;
+    let _agent = Agent::start(&lab.policy, "enforce", &more)?;
     let found = json(&["status", "--json"])?["policy"]["version"].as_u64().context("a version")?;
     ensure!(
         (lowest..=highest).contains(&found),
@@ -42,7 +42,8 @@ pub fn round(lowest: u64, highest: u64, ends: bool) -> Result<()> {
     }
     println!("@@found {found}");
     if ends {
-        return agent.stop();
+        // The machine ends with the agent in it, as machines do.
+        return Ok(());
     }
     for version in highest + 1.. {
         let bundle = lab.bundle(version)?;

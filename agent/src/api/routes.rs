@@ -290,7 +290,7 @@ mod tests {
         let lifting = [
             Request::Mode { mode: "audit".into(), skip_preflight: true },
             Request::Mode { mode: "enforce".into(), skip_preflight: false },
-            Request::Stop,
+            Request::Stop { token: None },
             Request::Reload { skip_preflight: true },
             Request::BreakGlass { token: String::new() },
         ];

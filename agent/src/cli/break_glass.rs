@@ -10,7 +10,7 @@ use super::{BAD_INPUT, OrExit, Outcome, output, scan::write_file, signing};
 use crate::{
     control::{Request, client},
     policy::{
-        break_glass::{Claim, MAX_TOKEN, Token},
+        break_glass::{Claim, MAX_TOKEN, Purpose, Token},
         bundle::Form,
     },
     trust::sign::Content,
@@ -32,8 +32,11 @@ pub struct MakeArgs {
     #[arg(long, value_name = "NAME")]
     device: String,
     /// How long enforcement is lifted
-    #[arg(long, value_name = "MINUTES")]
-    minutes: u32,
+    #[arg(long, value_name = "MINUTES", required_unless_present = "stop")]
+    minutes: Option<u32>,
+    /// It is for `portcullis stop --authorized` instead: the gates go down
+    #[arg(long, conflicts_with = "minutes")]
+    stop: bool,
     /// Until when it can be used, such as 2026-12-01T06:00:00Z
     #[arg(long, value_name = "TIME")]
     valid_until: Timestamp,
@@ -65,7 +68,9 @@ pub fn break_glass(verb: &Verb) -> Outcome {
 }
 
 fn make(args: &MakeArgs) -> Outcome {
-    let claim = Claim::new(&args.device, args.minutes, args.valid_until);
+    let purpose = if args.stop { Purpose::Stop } else { Purpose::Lift };
+    let minutes = args.minutes.unwrap_or_default();
+    let claim = Claim::new(purpose, &args.device, minutes, args.valid_until);
     let claim = claim.map_err(|error| anyhow!(error)).or_exit(BAD_INPUT)?;
     write(&args.output, &Token::unsigned(claim))?;
     output::note(&format!("{}: sign it with `portcullis break-glass sign`", args.output.display()));
@@ -80,7 +85,8 @@ fn write(path: &std::path::Path, token: &Token) -> Result<(), super::Failure> {
         .or_exit(BAD_INPUT)
 }
 
-fn read(path: &std::path::Path) -> Result<(String, Token), super::Failure> {
+/// Reads a token, with its text.
+pub(super) fn read(path: &std::path::Path) -> Result<(String, Token), super::Failure> {
     let bytes = crate::catalog::folder::read(path, MAX_TOKEN as u64)
         .map_err(|why| anyhow!("{} {why}", path.display()))
         .or_exit(BAD_INPUT)?;

@@ -1,12 +1,13 @@
 //! `portcullis stop`
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use super::{Failure, OrExit, Outcome, UNAVAILABLE, output};
+use super::{Failure, OrExit, Outcome, UNAVAILABLE, break_glass, output};
 use crate::{
     control::{
         Request,
@@ -18,16 +19,22 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// A signed token that allows it, where the policy came in a signed bundle
+    #[arg(long, value_name = "TOKEN")]
+    authorized: Option<PathBuf>,
+}
 
 /// How long the kernel may take to detach the programs: each waits until nobody runs it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub fn stop(_: &Args) -> Outcome {
-    let done = match client::ask_text(&Request::Stop) {
+pub fn stop(args: &Args) -> Outcome {
+    let token = args.authorized.as_deref().map(break_glass::read).transpose()?;
+    let token = token.map(|(text, _)| text);
+    let done = match client::ask_text(&Request::Stop { token }) {
         Ok(_) => "the agent has ended and the gates are down".to_owned(),
         Err(ClientError::NoAgent) => {
-            let count = run::take_down_orphans()
+            let count = run::handover::take_down_orphans()
                 .map_err(|error| Failure { code: error.exit_code(), error: error.into() })?;
             match count {
                 0 => "no agent runs and no gates stand".to_owned(),

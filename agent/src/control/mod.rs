@@ -98,7 +98,11 @@ pub enum Request {
         port: String,
     },
     /// Take the gates down and end.
-    Stop,
+    Stop {
+        /// The text of a token that allows it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
+    },
 }
 
 /// Why a request was not done.

@@ -95,8 +95,9 @@ fn write_glass(f: &mut fmt::Formatter<'_>, change: &GlassChange) -> fmt::Result 
     let GlassChange { state, signed, until, message, by } = change;
     match (*state, until) {
         ("lifted", Some(until)) => write!(f, "ENFORCEMENT IS LIFTED until {until:.0} by a token")?,
+        ("stop", _) => write!(f, "THE GATES GO DOWN by a token")?,
         ("over", _) => write!(f, "enforcement is not lifted any more: the policy decides again")?,
-        _ => write!(f, "a token to lift enforcement was refused")?,
+        _ => write!(f, "a token to lift enforcement, or to stop, was refused")?,
     }
     for signer in signed {
         write!(f, ", signed by {}", signer.signer.escape_debug())?;
@@ -176,6 +177,7 @@ fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Resul
         "interpreter" => ("interpreting of", "read"),
         "device" => ("writing to", "opened"),
         "usb" => ("changing which USB devices come alive by", "written"),
+        "shield" => return write_attack(f, did, decision),
         other => (other, "done"),
     };
     match artifact {
@@ -194,6 +196,20 @@ fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Resul
     }
     if let Some(mend) = mend(decision) {
         write!(f, "; {mend}")?;
+    }
+    Ok(())
+}
+
+/// Somebody attacked the agent or its gates. There is nothing that a policy could allow.
+fn write_attack(f: &mut fmt::Formatter<'_>, did: &str, decision: &Decision) -> fmt::Result {
+    let Decision { artifact, process, .. } = decision;
+    write!(f, "{did} {}", why(decision))?;
+    if let Some(artifact) = artifact {
+        write!(f, " ({})", Plain(&artifact.path))?;
+    }
+    write!(f, "; by {} (pid {}, uid {})", Plain(&process.comm), process.pid, process.uid)?;
+    if let Some(parent) = process.ancestors.first() {
+        write!(f, ", parent {}", Plain(&parent.comm))?;
     }
     Ok(())
 }
@@ -245,6 +261,13 @@ pub fn why(decision: &Decision) -> String {
         "changed-mapping" => "the mapping was changed since it was made, or could be".into(),
         "mounted-device" => "a mounted filesystem lies on it".into(),
         "usb-switch" => "only the agent lets USB devices in".into(),
+        "agent-signal" => "a signal to the agent".into(),
+        "agent-memory" => "reaching into the agent's process, or passing for it".into(),
+        "gate-pins" => "removing or renaming what keeps the gates in force".into(),
+        "gate-mount" => "unmounting, moving or covering what the gates' pins lie on".into(),
+        "gate-objects" => "getting hold of the gates' maps, programs or links".into(),
+        "gate-switch" => "having the kernel not call the gates any more".into(),
+        "agent-state" => "changing what the agent keeps on the disk".into(),
         "verified-filesystem" => format!("policy {policy} trusts its verified filesystem"),
         "no-file" => "the kernel is given bytes from memory, which cannot be identified".into(),
         "unknown-use" => "the kernel reads it for a purpose that this version does not know".into(),

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_HASH;
 use indicatif::ProgressBar;
 use portcullis_common::{Digest, Rule};
 
@@ -10,6 +11,23 @@ use crate::kernel::gates_error::GatesError;
 
 /// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory for elements that are there only.
 const NO_PREALLOC: u32 = 1;
+
+/// How the map is called: the shield goes by the beginning.
+const NAME: &str = "PCULLIS_RULES";
+
+/// An empty map of this name.
+fn made(size: u32) -> Result<MapData, MapError> {
+    let (key, value) = (size_of::<Digest>(), size_of::<Rule>());
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs")]
+    let map = aya_obj::Map::new_from_params(
+        BPF_MAP_TYPE_HASH as u32,
+        key as u32,
+        value as u32,
+        size,
+        NO_PREALLOC,
+    );
+    MapData::create(map, NAME, None)
+}
 
 /// A map from digests to rules.
 pub struct Allowlist(HashMap<MapData, Digest, Rule>);
@@ -28,7 +46,7 @@ impl Allowlist {
         let digests = rules.len() + more;
         let size =
             u32::try_from(digests.max(1)).map_err(|_| GatesError::TooManyDigests(digests))?;
-        let mut map = HashMap::create(size, NO_PREALLOC)?;
+        let mut map: HashMap<_, Digest, Rule> = Map::HashMap(made(size)?).try_into()?;
         for (digest, rule) in rules {
             map.insert(digest, rule, 0)?;
             progress.inc(1);

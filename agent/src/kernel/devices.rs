@@ -45,7 +45,7 @@ pub const WATCHES: [Watch; 3] = [
 ];
 
 /// Name of the map that is handed on to the next agent, and of its pin.
-const TABLES: &str = "DEVICE_TABLES";
+const TABLES: &str = "PCULLIS_DEVICE_TABLES";
 
 /// `BPF_NOEXIST` and `BPF_EXIST` (linux/bpf.h).
 const ONLY_NEW: u64 = 1;
@@ -87,7 +87,7 @@ impl Devices {
             handle,
             programs,
             tables: take(ebpf, TABLES)?,
-            verified: take(ebpf, "VERIFIED_DEVICES")?,
+            verified: take(ebpf, "PCULLIS_VERIFIED_DEVICES")?,
             links: Vec::new(),
             listed: Default::default(),
         })

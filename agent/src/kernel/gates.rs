@@ -31,6 +31,7 @@ use crate::{
         pins::Pins,
         process,
         records::Records,
+        shield::{self, Shield},
         vouched::{Vouch, Vouched},
     },
     policy::Policy,
@@ -54,6 +55,9 @@ pub struct Settings {
     pub interpreters: bool,
     /// Whether the policy says which USB devices come alive.
     pub usb: bool,
+    /// Device number of the filesystem with the agent's state, in the kernel's encoding; 0 if there is
+    /// no state.
+    pub state_device: u32,
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
@@ -88,6 +92,8 @@ pub struct Gates {
     /// The verdicts on inodes.
     records: Records,
     counters: Array<MapData, u64>,
+    /// What guards all this.
+    pub(super) shield: Shield,
     /// What watches the devices of verified filesystems, if the policy trusts any.
     pub(super) devices: Option<Devices>,
 }
@@ -108,6 +114,7 @@ impl Gates {
         }
         loader
             .override_global("MAX_HASHED_BYTES", &settings.max_hashed_bytes, true)
+            .override_global("STATE_DEVICE", &settings.state_device, true)
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
@@ -120,6 +127,7 @@ impl Gates {
         let btf = Btf::from_sys_fs()?;
         let mut hooks = hooks_for(layout, settings);
         let mut usb_refused = None;
+        let mut shield = Shield::take(&mut ebpf)?;
         for hook in hooks.clone() {
             let refused = |source| program_error(hook, source);
             match program(&mut ebpf, hook)?.load(hook.hook, &btf).map_err(refused) {
@@ -128,10 +136,18 @@ impl Gates {
                     hooks.retain(|hook| hook.gate != Some(Gate::Usb));
                     usb_refused = Some(error.to_string());
                 }
-                loaded => loaded?,
+                Err(error) if hook.gate == Some(Gate::Shield) => {
+                    hooks.retain(|other| *other != hook);
+                    shield.note_refused(&error);
+                }
+                loaded => {
+                    loaded?;
+                    let info = program(&mut ebpf, hook)?.info().map_err(refused)?;
+                    shield.guard_program(info.id())?;
+                }
             }
         }
-        let mut agent: Array<_, Process> = take(&mut ebpf, "USB_AGENT")?;
+        let mut agent: Array<_, Process> = take(&mut ebpf, "PCULLIS_USB_AGENT")?;
         agent.set(0, process::own().map_err(GatesError::Process)?, 0)?;
         let devices = if !settings.watch_devices {
             None
@@ -141,18 +157,18 @@ impl Gates {
             return Err(GatesError::NoWatch);
         };
         drop(btf);
-        let Some(Map::Array(active)) = ebpf.map("ACTIVE") else {
-            return Err(GatesError::Missing("ACTIVE"));
+        let Some(Map::Array(active)) = ebpf.map("PCULLIS_ACTIVE") else {
+            return Err(GatesError::Missing("PCULLIS_ACTIVE"));
         };
         let active = ActiveWord::map(active)?;
-        let Some(Map::InodeStorage(verdicts)) = ebpf.map("VERDICTS") else {
-            return Err(GatesError::Missing("VERDICTS"));
+        let Some(Map::InodeStorage(verdicts)) = ebpf.map("PCULLIS_VERDICTS") else {
+            return Err(GatesError::Missing("PCULLIS_VERDICTS"));
         };
         let Some(Map::Array(overlay_writes)) = ebpf.map(inherited::OVERLAY_WRITES) else {
             return Err(GatesError::Missing(inherited::OVERLAY_WRITES));
         };
         let records = Records::of(verdicts, overlay_writes).map_err(GatesError::Records)?;
-        let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "FILESYSTEMS")?;
+        let mut filesystems: HashMap<_, u64, u64> = take(&mut ebpf, "PCULLIS_FILESYSTEMS")?;
         for filesystem in filesystems::UNTRUSTED {
             filesystems.insert(filesystem.magic, FILESYSTEM_IS_SERVED, 0)?;
         }
@@ -162,11 +178,11 @@ impl Gates {
             records,
             active,
             filesystems,
-            overlay_layout: take(&mut ebpf, "OVERLAY_LAYOUT")?,
-            mounted_devices: take(&mut ebpf, "MOUNTED_DEVICES")?,
-            interpreters: take(&mut ebpf, "INTERPRETERS")?,
-            policies: take(&mut ebpf, "POLICIES")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
+            overlay_layout: take(&mut ebpf, "PCULLIS_OVERLAY_LAYOUT")?,
+            mounted_devices: take(&mut ebpf, "PCULLIS_MOUNTED_DEVICES")?,
+            interpreters: take(&mut ebpf, "PCULLIS_INTERPRETERS")?,
+            policies: take(&mut ebpf, "PCULLIS_POLICIES")?,
+            counters: take(&mut ebpf, "PCULLIS_COUNTERS")?,
             rules: [None, None],
             retired: None,
             vouched: Vouched::default(),
@@ -174,6 +190,7 @@ impl Gates {
             devices,
             hooks,
             usb_refused,
+            shield,
             ebpf,
         })
     }
@@ -183,7 +200,7 @@ impl Gates {
     /// # Errors
     /// If it has been taken already.
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>, GatesError> {
-        take(&mut self.ebpf, "EVENTS")
+        take(&mut self.ebpf, "PCULLIS_EVENTS")
     }
 
     /// The programs' own log, which goes to the `log` crate's logger. Can be taken once.
@@ -233,6 +250,7 @@ impl Gates {
                 devices.refresh(generation)?;
             }
         }
+        self.shield.trust_programs(&policy.agent_binaries)?;
         self.policies.set(slot, rules.map(), 0)?;
         self.retired = self.rules[slot as usize].replace(rules);
         let active = Active::new(generation, mode, policy.choices);
@@ -298,7 +316,10 @@ impl Gates {
             let program = program(&mut self.ebpf, hook)?;
             let link = program.attach().map_err(refused)?;
             let link = program.take_link(link).map_err(refused)?;
-            attached.push((hook, Attached::Held(link.into())));
+            let link = FdLink::from(link);
+            let info = link.info().map_err(|error| GatesError::Link(brief(&error)))?;
+            self.shield.guard_link(info.id())?;
+            attached.push((hook, Attached::Held(link)));
         }
         self.attached = attached;
         Ok(())
@@ -329,7 +350,8 @@ impl Gates {
         if let Some(devices) = &mut self.devices {
             devices.pin(pins)?;
         }
-        for name in inherited::MAPS {
+        self.shield.pin(pins)?;
+        for name in inherited::MAPS.into_iter().chain([shield::ACTIVE]) {
             let path = pins.of(name);
             let map = self.ebpf.map(name).ok_or(GatesError::Missing(name))?;
             map.pin(&path).map_err(|error| GatesError::Pin { path, why: brief(&error) })?;
@@ -412,6 +434,11 @@ impl Gates {
     #[must_use]
     pub fn vouched(&self) -> Vouched {
         self.vouched.clone()
+    }
+
+    /// What guards the gates and the agent.
+    pub fn shield(&mut self) -> &mut Shield {
+        &mut self.shield
     }
 
     /// Who works out digests for these gates.

@@ -50,6 +50,9 @@ pub enum GatesError {
         /// Why not.
         why: String,
     },
+    /// A link says nothing of itself.
+    #[error("asking the kernel for a link's number failed: {0}")]
+    Link(String),
     /// The map of verdicts could not be shared.
     #[error("sharing the map of verdicts failed: {0}")]
     Records(#[source] std::io::Error),

@@ -28,7 +28,7 @@ pub const EARLY_INTERPRETER_GATE: &str = "gate_interpreter_early";
 
 /// The hooks in the order in which they are attached: what deletes verdicts comes before what
 /// makes them.
-const HOOKS: [Hook; 15] = [
+const HOOKS: [Hook; 27] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
@@ -39,6 +39,18 @@ const HOOKS: [Hook; 15] = [
     hook("note_program", "bprm_committed_creds", Some(Gate::Interpreter)),
     hook("gate_usb", "file_permission", Some(Gate::Usb)),
     hook("gate_usb_ioctl", "file_ioctl", Some(Gate::Usb)),
+    hook("shield_signal", "task_kill", Some(Gate::Shield)),
+    hook("shield_memory", "ptrace_access_check", Some(Gate::Shield)),
+    hook("shield_posing", "task_prctl", Some(Gate::Shield)),
+    hook("shield_unlink", "inode_unlink", Some(Gate::Shield)),
+    hook("shield_rename", "inode_rename", Some(Gate::Shield)),
+    hook("shield_create", "inode_create", Some(Gate::Shield)),
+    hook("shield_umount", "sb_umount", Some(Gate::Shield)),
+    hook("shield_mount", "sb_mount", Some(Gate::Shield)),
+    hook("shield_move_mount", "move_mount", Some(Gate::Shield)),
+    hook("shield_bpf", "bpf", Some(Gate::Shield)),
+    hook("shield_map", "bpf_map", Some(Gate::Shield)),
+    hook("shield_program", "bpf_prog", Some(Gate::Shield)),
     hook("gate_mapping", "mmap_file", Some(Gate::Mapping)),
     hook("gate_kernel_read_file", "kernel_read_file", Some(Gate::Kernel)),
     hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
@@ -47,13 +59,25 @@ const HOOKS: [Hook; 15] = [
 ];
 
 /// The same where the agent hashes: nothing there can sleep.
-const APPRAISED_HOOKS: [Hook; 10] = [
+const APPRAISED_HOOKS: [Hook; 22] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
     hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
     hook("gate_usb", "file_permission", Some(Gate::Usb)),
     hook("gate_usb_ioctl", "file_ioctl", Some(Gate::Usb)),
+    hook("shield_signal", "task_kill", Some(Gate::Shield)),
+    hook("shield_memory", "ptrace_access_check", Some(Gate::Shield)),
+    hook("shield_posing", "task_prctl", Some(Gate::Shield)),
+    hook("shield_unlink", "inode_unlink", Some(Gate::Shield)),
+    hook("shield_rename", "inode_rename", Some(Gate::Shield)),
+    hook("shield_create", "inode_create", Some(Gate::Shield)),
+    hook("shield_umount", "sb_umount", Some(Gate::Shield)),
+    hook("shield_mount", "sb_mount", Some(Gate::Shield)),
+    hook("shield_move_mount", "move_mount", Some(Gate::Shield)),
+    hook("shield_bpf", "bpf", Some(Gate::Shield)),
+    hook("shield_map", "bpf_map", Some(Gate::Shield)),
+    hook("shield_program", "bpf_prog", Some(Gate::Shield)),
     hook("gate_mapping_appraised", "mmap_file", Some(Gate::Mapping)),
     hook("gate_kernel_read_file_appraised", "kernel_read_file", Some(Gate::Kernel)),
     hook("gate_kernel_load_data", "kernel_load_data", Some(Gate::Kernel)),
@@ -74,6 +98,7 @@ pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
         "gate_interpreter" => interpreters && layout.has_file_post_open,
         EARLY_INTERPRETER_GATE => interpreters && !layout.has_file_post_open,
         _ if hook.gate == Some(Gate::Interpreter) => interpreters,
+        _ if hook.gate == Some(Gate::Shield) => layout.has_short_names,
         _ if hook.gate == Some(Gate::Usb) => settings.usb && layout.has_short_names,
         _ => true,
     };

@@ -7,16 +7,16 @@ use aya::{Ebpf, maps::Array};
 use crate::kernel::{gates_error::GatesError, pins};
 
 /// Marks of files that are an overlay's layers.
-const LAYERED: &str = "LAYERED";
+const LAYERED: &str = "PCULLIS_LAYERED";
 /// What has such a mark, by address.
-const OPENED_LAYERS: &str = "OPENED_LAYERS";
+const OPENED_LAYERS: &str = "PCULLIS_OPENED_LAYERS";
 /// The number of writes to layers, which is 0 as long as there are none.
-pub const OVERLAY_WRITES: &str = "OVERLAY_WRITES";
+pub const OVERLAY_WRITES: &str = "PCULLIS_OVERLAY_WRITES";
 
 /// The maps that are taken over: which files were mapped for writing, which are layers of an
 /// overlay, and what belongs to those. None of it could be found out anew. In the order in which
 /// they are pinned.
-pub const MAPS: [&str; 4] = ["WAS_MAPPED", LAYERED, OVERLAY_WRITES, OPENED_LAYERS];
+pub const MAPS: [&str; 4] = ["PCULLIS_WAS_MAPPED", LAYERED, OVERLAY_WRITES, OPENED_LAYERS];
 
 /// The maps of another agent, alive or dead.
 pub struct Inherited {

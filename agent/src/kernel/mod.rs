@@ -22,5 +22,6 @@ pub mod pins;
 mod process;
 pub mod records;
 pub mod selftest;
+pub mod shield;
 pub mod verity;
 pub mod vouched;

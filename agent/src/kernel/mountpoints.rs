@@ -1,6 +1,7 @@
 //! Which filesystems are mounted where.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs, io,
     os::unix::ffi::OsStringExt,
@@ -41,6 +42,21 @@ pub fn all() -> io::Result<Vec<Mount>> {
 pub fn of_process(process: &Path) -> io::Result<Vec<Mount>> {
     let list = fs::read(process.join("mountinfo"))?;
     Ok(list.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+/// Numbers of the mounts at these places, as this process sees them. No two mounts that exist have the
+/// same.
+///
+/// # Errors
+/// If there is no `/proc`.
+pub fn ids_at(places: &[&Path]) -> io::Result<BTreeSet<u64>> {
+    let list = fs::read("/proc/self/mountinfo")?;
+    let id = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        places.contains(&path(fields.nth(3)?).as_path()).then_some(id)
+    };
+    Ok(list.split(|byte| *byte == b'\n').filter_map(id).collect())
 }
 
 /// Where a file can be reached that lies at `path` within the filesystem with this device number,
@@ -111,6 +127,8 @@ mod tests {
         assert_eq!(parse(line).expect("a mount").kind, "proc");
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0"), None);
+        assert!(!ids_at(&[Path::new("/")]).expect("mounts").is_empty());
+        assert!(ids_at(&[Path::new("/nowhere")]).expect("mounts").is_empty());
         assert!(all().expect("mounts").iter().any(|mount| mount.kind == "proc"));
     }
 

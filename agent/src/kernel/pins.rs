@@ -59,6 +59,12 @@ impl Pins {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where the link of a program, or a map, is pinned.
     #[must_use]
     pub fn of(&self, name: &str) -> PathBuf {

@@ -1,5 +1,5 @@
 //! Tokens that lift enforcement on one device, once, for some minutes: for the technician who stands in
-//! front of it and has no way to push a policy.
+//! front of it and has no way to push a policy. Or that allow to take its gates down.
 
 use jiff::Timestamp;
 use portcullis_common::Digest;
@@ -25,6 +25,28 @@ pub const MAX_TOKEN: usize = 48 << 10;
 /// The longest that enforcement is lifted, in minutes.
 pub const MAX_MINUTES: u32 = 24 * 60;
 
+/// What may be done with a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Lift enforcement for some minutes.
+    #[default]
+    Lift,
+    /// Take the gates down.
+    Stop,
+}
+
+impl Purpose {
+    /// What is left out where it is written, as tokens had none at first.
+    fn is_lift(&self) -> bool {
+        *self == Self::Lift
+    }
+}
+
+fn is_zero(minutes: &u32) -> bool {
+    *minutes == 0
+}
+
 /// What a token is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,7 +55,11 @@ pub struct Claim {
     pub portcullis_break_glass: u32,
     /// The device's name.
     pub device: String,
-    /// How long enforcement is lifted.
+    /// What may be done with it.
+    #[serde(default, skip_serializing_if = "Purpose::is_lift")]
+    pub purpose: Purpose,
+    /// How long enforcement is lifted; 0 if it is not for that.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub minutes: u32,
     /// Until when it can be used.
     pub valid_until: Timestamp,
@@ -63,12 +89,18 @@ impl Claim {
     ///
     /// # Errors
     /// If the device or the time cannot be used, or the system gives no random numbers.
-    pub fn new(device: &str, minutes: u32, valid_until: Timestamp) -> Result<Self, String> {
+    pub fn new(
+        purpose: Purpose,
+        device: &str,
+        minutes: u32,
+        valid_until: Timestamp,
+    ) -> Result<Self, String> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| format!("no random numbers: {error}"))?;
         let claim = Self {
             portcullis_break_glass: FORM,
             device: device.to_owned(),
+            purpose,
             minutes,
             valid_until,
             nonce: hex::encode(nonce),
@@ -84,10 +116,32 @@ impl Claim {
         if !is_name(&self.device) {
             return Err(format!("\"{}\" is no device's name", self.device.escape_debug()));
         }
-        if !(1..=MAX_MINUTES).contains(&self.minutes) {
-            return Err(format!("it is for one to {MAX_MINUTES} minutes"));
+        match self.purpose {
+            Purpose::Lift if !(1..=MAX_MINUTES).contains(&self.minutes) => {
+                Err(format!("it is for one to {MAX_MINUTES} minutes"))
+            }
+            Purpose::Stop if self.minutes != 0 => {
+                Err("it takes the gates down, which has no minutes".into())
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether it is for this purpose.
+    ///
+    /// # Errors
+    /// If it is for another one.
+    pub fn check_purpose(&self, wanted: Purpose) -> Result<(), Why> {
+        match self.purpose {
+            purpose if purpose == wanted => Ok(()),
+            Purpose::Lift => Err((
+                "other-purpose",
+                "it lifts enforcement, by `portcullis break-glass use`".into(),
+            )),
+            Purpose::Stop => {
+                Err(("other-purpose", "it is for `portcullis stop --authorized`".into()))
+            }
+        }
     }
 
     /// What is signed.
@@ -195,7 +249,7 @@ mod tests {
         let trust = Policy::load(&file, &ProgressBar::hidden()).expect("a good policy").trust;
         let ann = PrivateKey::read(made.private.as_bytes()).expect("a key");
         let until = at("2026-12-01T00:00:00Z");
-        let claim = Claim::new("pump-3", 30, until).expect("good");
+        let claim = Claim::new(Purpose::Lift, "pump-3", 30, until).expect("good");
         let sign = |claim: &Claim| {
             let mut token = Token::unsigned(claim.clone());
             let made = sign::raw(&ann, &claim.signed_bytes()).expect("Ed25519");
@@ -215,6 +269,15 @@ mod tests {
         assert_eq!(reason(&good, 1, &device, Some(until)), Some("too-late"));
         assert_eq!(reason(&good, 1, &Device::default(), early), Some("other-device"));
         assert_eq!(reason(&Token::unsigned(claim.clone()), 1, &device, early), Some("unsigned"));
+        // What it is for cannot be changed either.
+        assert_eq!(good.claim.check_purpose(Purpose::Lift), Ok(()));
+        assert_eq!(good.claim.check_purpose(Purpose::Stop).expect_err("lifts").0, "other-purpose");
+        let stop = sign(&Claim::new(Purpose::Stop, "pump-3", 0, until).expect("good"));
+        assert_eq!(reason(&stop, 1, &device, early), None);
+        assert_eq!(stop.claim.check_purpose(Purpose::Lift).expect_err("stops").0, "other-purpose");
+        let mut other = good.clone();
+        (other.claim.purpose, other.claim.minutes) = (Purpose::Stop, 0);
+        assert_eq!(reason(&other, 1, &device, early), Some("bad-signature"));
         // Nothing of the claim can be changed.
         let mut longer = good.clone();
         longer.claim.minutes = 31;
@@ -224,19 +287,23 @@ mod tests {
         let words = serde_json::to_vec(&claim).expect("text");
         bare.add(Form::Raw, sign::raw(&ann, &words).expect("Ed25519").into());
         assert_eq!(reason(&bare, 1, &device, early), Some("bad-signature"));
-        assert_ne!(Claim::new("pump-3", 30, until).expect("good").sha256(), claim.sha256());
+        assert_ne!(
+            Claim::new(Purpose::Lift, "pump-3", 30, until).expect("good").sha256(),
+            claim.sha256()
+        );
     }
 
     #[test]
     fn what_is_no_token_is_told() {
         let until = at("2026-12-01T00:00:00Z");
         for minutes in [0, MAX_MINUTES + 1] {
-            assert!(Claim::new("pump-3", minutes, until).is_err(), "{minutes}");
+            assert!(Claim::new(Purpose::Lift, "pump-3", minutes, until).is_err(), "{minutes}");
         }
-        assert!(Claim::new("a b", 1, until).is_err());
+        assert!(Claim::new(Purpose::Lift, "a b", 1, until).is_err());
         for text in ["", "{}", "[]", "{\"claim\":1,\"signatures\":[]}", "\u{0}"] {
             assert_eq!(Token::parse(text.as_bytes()).expect_err(text).0, "malformed");
         }
+        assert!(Claim::new(Purpose::Stop, "pump-3", 1, until).is_err());
         assert_eq!(Token::parse(&vec![b' '; MAX_TOKEN + 1]).expect_err("long").0, "malformed");
     }
 }

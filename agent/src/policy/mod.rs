@@ -71,6 +71,8 @@ pub struct Policy {
     pub policy_signatures: usize,
     /// Which USB devices come alive; none if the policy leaves that alone.
     pub usb: Option<Arc<usb::rules::Rules>>,
+    /// Binaries of the agent that may take over from the one that runs.
+    pub agent_binaries: Vec<Digest>,
 }
 
 impl Policy {
@@ -162,6 +164,7 @@ impl Policy {
             signed_folders: source.signed,
             policy_signatures: source.policy_signatures,
             usb: source.usb.map(Arc::new),
+            agent_binaries: source.agent_binaries,
         })
     }
 
@@ -183,6 +186,7 @@ impl Policy {
             signed_folders: Vec::new(),
             policy_signatures: 1,
             usb: None,
+            agent_binaries: Vec::new(),
         }
     }
 

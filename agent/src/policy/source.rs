@@ -1,5 +1,6 @@
 //! The policy file as operators write it (TOML).
 
+mod agent;
 mod filesystem;
 mod signer;
 mod usb;
@@ -57,6 +58,8 @@ pub struct Source {
     pub policy_signatures: usize,
     /// Which USB devices come alive; none if the policy leaves that alone.
     pub usb: Option<Rules>,
+    /// Binaries of the agent that may take over from the one that runs.
+    pub agent_binaries: Vec<Digest>,
 }
 
 /// A manifest that belongs to a policy.
@@ -92,7 +95,7 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 14] = [
+const TOP_KEYS: [&str; 15] = [
     "name",
     "version",
     "mode",
@@ -107,6 +110,7 @@ const TOP_KEYS: [&str; 14] = [
     "signed",
     "policy_signatures",
     "usb",
+    "agent",
 ];
 const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
@@ -196,6 +200,7 @@ impl Reader<'_> {
         let policy_signatures = get("policy_signatures")
             .and_then(|value| self.policy_signatures(value, &signers))
             .unwrap_or(1);
+        let agent_binaries = get("agent").map(|value| self.agent(value)).unwrap_or_default();
         let usb = get("usb").and_then(|value| self.usb(value));
         let mut choices = if usb.is_some() { Choices::USB } else { Choices::NONE };
         for (key, known) in
@@ -223,6 +228,7 @@ impl Reader<'_> {
             signed,
             policy_signatures,
             usb,
+            agent_binaries,
         }
     }
 

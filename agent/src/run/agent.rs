@@ -6,6 +6,7 @@ mod metrics;
 mod push;
 pub(crate) mod reload;
 mod requests;
+mod shield;
 mod switch;
 mod usb;
 
@@ -466,6 +467,7 @@ impl Agent {
         if let Err(error) = self.gates.set_mounted_devices(&closed) {
             tracing::error!("mounted devices are not known to the gates: {error}");
         }
+        self.guard_mounts();
         // Mounting an overlay for the first time loads its module.
         if let Backend::BpfLsm(gates) = &mut self.gates
             && !gates.knows_overlay()

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod catalogs;
 pub mod enforced;
 mod first;
+pub mod handover;
 mod health;
 pub mod latest;
 pub mod lock;
@@ -42,6 +43,7 @@ use crate::{
         mounts, overlay,
         pins::{self, Pins},
         selftest,
+        shield::HandoverError,
     },
     policy::{Policy, diagnostic::Diagnostics, source::Signs},
 };
@@ -94,6 +96,9 @@ pub enum RunError {
     /// The programs could not be loaded or attached.
     #[error(transparent)]
     Gates(#[from] GatesError),
+    /// Another agent's gates stand, and this one may not take over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// Nothing could be allowed.
     #[error(
         "policy {0} lists no digest, so enforcing it would stop everything; run it in audit mode first"
@@ -134,7 +139,8 @@ impl RunError {
             Self::EmptyPolicy(_)
             | Self::Preflight(_)
             | Self::UsbPreflight(_)
-            | Self::NothingHolds(_) => 1,
+            | Self::NothingHolds(_)
+            | Self::Handover(_) => 1,
             Self::Policy(_) | Self::Events { .. } => 2,
             Self::Lock(_) | Self::Kernel(_) | Self::Gates(_) | Self::System { .. } => 3,
         }
@@ -208,12 +214,15 @@ fn start(
     options: &Options,
     progress: &dyn Fn(u64, &'static str) -> ProgressBar,
 ) -> Result<Started, RunError> {
+    let lock = Lock::take(Path::new(lock::RUNTIME))?;
+    let told_to_audit = options.mode == Some(Mode::Audit);
+    handover::enter(&options.catalogs.bundles(), told_to_audit)?;
     let mut first = First::read(options, progress)?;
     let layout = Layout::of_running_kernel();
     let mut checks = facts::checks(&layout);
     let chosen = backend::choose(options.backend, &checks)?;
-    let lock = Lock::take(Path::new(lock::RUNTIME))?;
     first.pass_preflight(options, progress)?;
+    handover::check(&first.deployed.store, told_to_audit)?;
     checks.push(first.check(&options.policy));
     checks.append(&mut first.checks);
     let only_audits = first.only_audits();
@@ -296,9 +305,13 @@ fn start(
         interpreters: policy.choices.contains(Choices::INTERPRETERS)
             || policy.trust.kinds(Signs::CATALOG).intersects(Kinds::INTERPRETER),
         usb: policy.usb.is_some(),
+        state_device: handover::state_device(&options.catalogs),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;
+    gates.shield().set_own(handover::own_digest()?);
+    gates.shield().set_authority(handover::authority(&deployed.store))?;
+    checks.push(handover::guard_state(gates.shield(), &options.catalogs));
     let mut ring = gates.take_events()?;
     let filling = progress(policy.rules.len() as u64, "filling the allowlist");
     // Nothing is refused before the gates are known to work.
@@ -326,6 +339,7 @@ fn start(
     let pins = pin(&mut gates, &mut checks);
     let predecessors = pins.as_ref().map_or(Ok(Vec::new()), Pins::predecessors);
     let predecessors = predecessors.map_err(system("looking for an earlier agent's gates"))?;
+    checks.push(gates.shield().guard_mounts()?);
     gates.adopt_devices(&predecessors)?;
     checks.extend(gates.refresh_devices()?);
     let test = if predecessors.is_empty() {
@@ -453,19 +467,6 @@ fn release_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
-}
-
-/// Takes the gates of every agent down that does not run any more. Returns how many there were.
-///
-/// # Errors
-/// If an agent runs, or bpffs refuses.
-pub fn take_down_orphans() -> Result<usize, RunError> {
-    let _lock = Lock::take(Path::new(lock::RUNTIME))?;
-    let folders = pins::all().map_err(system("looking for gates"))?;
-    for folder in &folders {
-        pins::remove(folder).map_err(system("taking gates down"))?;
-    }
-    Ok(folders.len())
 }
 
 /// Resident memory of this process in KiB.

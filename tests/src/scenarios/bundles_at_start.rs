@@ -28,7 +28,8 @@ pub fn falls_back() -> Result<()> {
     let before = bundles()?;
     expect(0, &["policy", "push", &operator.bundle(3, false, &[])?])?;
     let new = bundles()?.into_iter().find(|path| !before.contains(path)).context("a bundle")?;
-    agent.signal(Signal::KILL)?;
+    // The gates keep everybody from the agent's state, and take nothing over from who brings another policy.
+    operator.stop(agent)?;
 
     // A bundle that has lost its end.
     let whole = fs::read(&new)?;
@@ -39,25 +40,22 @@ pub fn falls_back() -> Result<()> {
     ensure!(told["bundle"]["version"] == 3, "{told}");
     operator.holds(2, true, "the newest is damaged")?;
     ensure!(check("bundles")?["state"] == "failed");
-    agent.signal(Signal::KILL)?;
+    operator.stop(agent)?;
     fs::write(&new, &whole)?;
-    let agent = start(&operator)?;
-    operator.holds(3, false, "the newest is whole again")?;
-    ensure!(check("bundles")?["state"] == "ok");
-    agent.signal(Signal::KILL)?;
 
     // What an attacker has started before the agent does not keep it from starting.
     let mut unlisted = unlisted_process()?;
     let agent = start(&operator)?;
-    operator.holds(3, false, "something unlisted runs")?;
+    operator.holds(3, false, "the newest is whole again, and something unlisted runs")?;
+    ensure!(check("bundles")?["state"] == "ok");
     let told = check("ran-before")?;
     let found = told["found"].as_str().context("what was found")?;
     ensure!(told["state"] == "warning" && found.contains("/tmp/unlisted"), "{told}");
     unlisted.kill()?;
     unlisted.wait()?;
-    agent.signal(Signal::KILL)?;
 
     // No policy lists the shell any more: whoever enforces one locks everybody out.
+    agent.signal(Signal::KILL)?;
     let shell = fs::read(SHELL)?;
     let mut other = shell.clone();
     other.push(0);
@@ -68,8 +66,10 @@ pub fn falls_back() -> Result<()> {
     ensure!(said.contains("the gates of the agent before stay") && said.contains(SHELL), "{said}");
     // Nobody runs that could be asked for a status.
     ensure!(operator.is_refused()?, "the gates of the agent before have gone");
-    expect(0, &["stop"])?;
+    install(Path::new(SHELL), &shell)?;
+    operator.stop(start(&operator)?)?;
 
+    install(Path::new(SHELL), &other)?;
     let mark = events::mark()?;
     let agent = start(&operator)?;
     let told = wait_for(mark, "passed-over")?;
@@ -83,7 +83,7 @@ pub fn falls_back() -> Result<()> {
     install(Path::new(SHELL), &shell)?;
     let agent = start(&operator)?;
     operator.holds(3, false, "the shell is the listed one again")?;
-    agent.stop()
+    operator.stop(agent)
 }
 
 /// As the service manager starts it.
@@ -110,7 +110,5 @@ fn unlisted_process() -> Result<Child> {
     program.push(0);
     let path = Path::new("/tmp/unlisted");
     install(path, &program)?;
-    // The gates of the agent that was killed would refuse it.
-    expect(0, &["stop"])?;
     Ok(Command::new(path).arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?)
 }

@@ -150,8 +150,7 @@ pub fn pushed() -> Result<()> {
     expect(0, &["policy", "push", &third])?;
     let told = wait_for(mark, "in-force")?;
     ensure!(told["by"]["via"] == "local" && told["by"]["uid"] == 0, "{told}");
-    fs::remove_file(DEVICE)?;
-    agent.stop()
+    operator.stop(agent)
 }
 
 /// A mistake there is told, and keeps no gate from standing.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount},
-    process::{Pid, Signal, kill_process},
+    process::Signal,
 };
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use super::{base_policy, fresh};
 use crate::{
     agent::{Agent, expect, json},
     attack::{Attempt, evil, exec_path, install, is_old_kernel},
-    events,
+    events, init,
 };
 
 /// A17: a ring that nobody empties costs events, which are counted, and changes no verdict.
@@ -26,21 +26,20 @@ pub fn flood() -> Result<()> {
     let program = Path::new("/tmp/flood/evil");
     install(program, &evil("flood")?)?;
     let agent = Agent::start(&base_policy(&[])?, "enforce", &["--skip-preflight"])?;
-    let pid = Pid::from_raw(i32::try_from(agent.pid())?).context("a process id")?;
     if is_old_kernel() {
         // What the agent does not know waits for it.
         ensure!(exec_path(program)? == Attempt::Refused);
     }
     let known = u64::from(is_old_kernel());
     let mark = events::mark()?;
-    kill_process(pid, Signal::STOP)?;
+    init::signal(agent.pid(), Signal::STOP)?;
     for number in 0..EXECS {
         ensure!(
             exec_path(program)? == Attempt::Refused,
             "exec {number} ran while the ring was full"
         );
     }
-    kill_process(pid, Signal::CONT)?;
+    init::signal(agent.pid(), Signal::CONT)?;
     let told = events::wait_for(mark, "a loss", |event| event["type"] == "lost")?;
     let lost = told["count"].as_u64().context("a count")?;
     ensure!(told["gate"] == "exec" && lost > 0, "{told}");

@@ -33,6 +33,7 @@ mod limits;
 mod policy_size;
 mod reappraisal;
 mod scan;
+mod shield;
 mod signatures;
 mod soak;
 mod soak_debian;
@@ -159,6 +160,7 @@ pub const ALL: &[Scenario] = &[
     once("events-full-disk", events_stream::full_disk),
     usual("agent-ends", life::ends),
     usual("agent-restart-without-gap", life::restart_without_gap),
+    usual("shield", shield::attacked),
     once("agent-refuses-to-brick", life::refuses_to_brick),
     once("agent-footprint", life::footprint),
     once("agent-requests", life::requests),

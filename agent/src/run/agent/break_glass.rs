@@ -20,7 +20,7 @@ use crate::{
     event::{Body, GlassChange},
     kernel::check::Check,
     policy::{
-        break_glass::Token,
+        break_glass::{Claim, Purpose, Token},
         bundle::{DEVICE_FILE, Device},
         trust::Why,
     },
@@ -33,7 +33,7 @@ const TITLE: &str = "nobody has lifted enforcement";
 impl Agent {
     /// Does what a token says, or says why not.
     pub(super) fn break_glass(&mut self, text: &str, by: Option<&Caller>) -> Answer {
-        match self.take_token(text, by) {
+        match self.lift(text, by) {
             Ok(until) => json(&serde_json::json!({ "mode": "audit", "until": until })),
             Err(why) => {
                 self.tell_glass("refused", Vec::new(), None, Some(why.1.clone()), by);
@@ -42,13 +42,19 @@ impl Agent {
         }
     }
 
-    fn take_token(&mut self, text: &str, asked: Option<&Caller>) -> Result<Timestamp, Why> {
+    /// Takes a token for this purpose: whole, or not at all. Who signed it is returned with it.
+    pub(super) fn take_token(
+        &mut self,
+        text: &str,
+        purpose: Purpose,
+    ) -> Result<(Claim, Vec<SignedBy>), Why> {
         let token = Token::parse(text.as_bytes())?;
         let device = Device::read(Path::new(DEVICE_FILE)).map_err(|error| ("device", error))?;
         let now = catalogs::now();
         let (trust, needed) = self.deployment.operators();
         let by = token.verify(trust, *needed, &device, now)?;
-        if self.mode() != Mode::Enforce {
+        token.claim.check_purpose(purpose)?;
+        if purpose == Purpose::Lift && self.mode() != Mode::Enforce {
             return Err((
                 "not-enforcing",
                 "enforcement is not in force, so there is nothing to lift".into(),
@@ -58,8 +64,13 @@ impl Agent {
         let next = self.deployment.store().with_used(token.claim.sha256())?;
         next.write().map_err(|error| ("state", error.to_string()))?;
         self.deployment.set_store(next);
-        let minutes = u64::from(token.claim.minutes);
-        let span = SignedDuration::from_mins(i64::from(token.claim.minutes));
+        Ok((token.claim, by))
+    }
+
+    fn lift(&mut self, text: &str, asked: Option<&Caller>) -> Result<Timestamp, Why> {
+        let (claim, by) = self.take_token(text, Purpose::Lift)?;
+        let minutes = u64::from(claim.minutes);
+        let span = SignedDuration::from_mins(i64::from(claim.minutes));
         let until = Timestamp::now().checked_add(span).unwrap_or(Timestamp::MAX);
         let ends = Instant::now() + Duration::from_secs(minutes * 60);
         self.deployment.glass = Some(Glass { until: ends, then: Mode::Enforce });
@@ -90,7 +101,7 @@ impl Agent {
         }
     }
 
-    fn tell_glass(
+    pub(super) fn tell_glass(
         &mut self,
         state: &'static str,
         signed: Vec<SignedBy>,

@@ -29,7 +29,7 @@ use crate::{
         bundle::{Bundle, DEVICE_FILE, Device, Head},
         trust::{PolicyTrust, Why},
     },
-    run::catalogs,
+    run::{catalogs, handover},
 };
 
 /// The longest trial.
@@ -327,14 +327,19 @@ impl Agent {
         (cause, by): (&'static str, Option<&Caller>),
     ) -> Result<PolicyId, Refusal> {
         let operators = operators_of(candidate.policy());
-        next.write().map_err(|error| stays(&error))?;
-        if let Err(refusal) = self.put_candidate_in_force(candidate, cause, by) {
+        self.set_authority(handover::authority_between(&self.deployment.store, &next));
+        let written = next.write().map_err(|error| stays(&error));
+        if let Err(refusal) =
+            written.and_then(|()| self.put_candidate_in_force(candidate, cause, by))
+        {
+            self.set_authority(handover::authority(&self.deployment.store));
             if let Err(error) = self.deployment.store.write() {
                 tracing::error!("a policy that is not in force would be after a restart: {error}");
             }
             return Err(refusal);
         }
         self.deployment.store = next;
+        self.set_authority(handover::authority(&self.deployment.store));
         self.deployment.store.clean();
         self.deployment.operators = operators;
         match &mut self.deployment.glass {
@@ -359,6 +364,7 @@ impl Agent {
             return Answer::Refused(Refusal { code: 3, message });
         }
         self.deployment.store = next;
+        self.set_authority(handover::authority(&self.deployment.store));
         self.deployment.store.clean();
         self.deployment.trial = None;
         let kept = self.deployment.store.in_force().cloned();
@@ -404,6 +410,19 @@ impl Agent {
     fn may_roll_back(&self, then: Mode, by: Option<&Caller>) -> Result<(), Refusal> {
         let is_lifted = self.mode() == Mode::Enforce && then == Mode::Audit;
         let is_remote = by.is_some_and(Caller::is_remote);
+        let to_the_file =
+            self.deployment.store.taken_back().is_some_and(|next| next.in_force().is_none());
+        // The end of a trial goes back to it by itself, and operators are known over the network.
+        if by.is_some()
+            && !is_remote
+            && to_the_file
+            && self.deployment.trial.is_none()
+            && self.mode() == Mode::Enforce
+        {
+            let message = "what was before is a policy file that nobody has signed, and a signed bundle is in \
+                           force; push a bundle, build with a higher --epoch to go back to older rules";
+            return Err(no(message));
+        }
         if is_remote && is_lifted && self.deployment.trial.is_none() {
             let message = "what was before only audits, and nothing lifts enforcement over the network but \
                            what is signed; push a policy with mode = \"audit\", or say it on the device";

@@ -83,11 +83,14 @@ impl Agent {
                     return None;
                 }
             },
-            Request::Stop => {
-                self.take_down = true;
-                asker.tell(server::json(&serde_json::json!({ "stopped": true })));
-                return Some("portcullis stop");
-            }
+            Request::Stop { token } => match self.may_stop(token.as_deref(), asker.by.as_ref()) {
+                Ok(()) => {
+                    self.take_down = true;
+                    asker.tell(server::json(&serde_json::json!({ "stopped": true })));
+                    return Some("portcullis stop");
+                }
+                Err(refusal) => Answer::Refused(refusal),
+            },
         };
         asker.tell(reply);
         None

@@ -107,7 +107,7 @@ impl Agent {
         }
         let active = match (&mut self.gates, rules) {
             (Backend::BpfLsm(gates), Some(rules)) => gates.switch(policy, rules, mode)?,
-            (Backend::BpfLsm(_), None) => return Err(GatesError::Missing("POLICIES")),
+            (Backend::BpfLsm(_), None) => return Err(GatesError::Missing("PCULLIS_POLICIES")),
             (Backend::Fanotify(warden), _) => warden.switch(policy),
         };
         self.views.insert(0, view_of(policy, active.generation()));

@@ -1,0 +1,137 @@
+//! Taking over from gates that stand already, and taking down those that nobody stands behind.
+
+use std::{
+    fs::{self, DirBuilder},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use portcullis_common::{Authority, Digest};
+
+use super::{
+    RunError,
+    catalogs::Places,
+    lock::{self, Lock},
+    system,
+};
+use crate::{
+    artifact::digest,
+    deployment::{Kept, Store},
+    kernel::{
+        check::{Check, State},
+        pins,
+        selftest::kernel_device,
+        shield::{HandoverError, Shield, enter_among, standing},
+    },
+};
+
+/// Enters this agent among those of the gates that stand, if what is in its folder of bundles may follow
+/// theirs. `only_audits` says that it was told to. From then on it may change its own state.
+///
+/// # Errors
+/// If it may not, or they do not know its binary. Nothing has changed then.
+pub fn enter(bundles: &Path, only_audits: bool) -> Result<(), RunError> {
+    check(&Store::open(bundles).unwrap_or_else(|_| Store::damaged(bundles)), only_audits)?;
+    for folder in standing_now()? {
+        enter_among(&folder)?;
+    }
+    Ok(())
+}
+
+/// Whether what came of the bundles may follow what stands: one that cannot be read is passed over.
+///
+/// # Errors
+/// If it may not.
+pub fn check(store: &Store, only_audits: bool) -> Result<(), RunError> {
+    let bundle = store.in_force().map(digest_of);
+    for folder in standing_now()? {
+        if let Some(standing) = standing(&folder)? {
+            standing.may_be_followed_by(bundle, only_audits).map_err(HandoverError::NoAuthority)?;
+        }
+    }
+    Ok(())
+}
+
+/// Number of the device that the agent's state is on, in the kernel's encoding; 0 if there is none.
+/// Makes the folders, as they are guarded from the beginning.
+#[must_use]
+pub fn state_device(places: &Places) -> u32 {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(places.bundles());
+    let state = made.and_then(|()| fs::metadata(&places.state));
+    state.map_or(0, |state| kernel_device(state.dev()))
+}
+
+/// Has the gates guard the agent's state.
+pub fn guard_state(shield: &mut Shield, places: &Places) -> Check {
+    let (id, title) = ("shield-state", "nobody else changes the agent's state");
+    match shield.guard_state(&places.state, &places.bundles()) {
+        Ok(()) => Check::ok(id, title, places.state.display().to_string()),
+        Err(error) => Check::bad(
+            State::Warning,
+            id,
+            title,
+            format!("{}: {error}", places.state.display()),
+            "make the folder, or name another one with --state",
+        ),
+    }
+}
+
+/// What this binary is, for the gates to recognise the agent that comes after this one.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn own_digest() -> Result<Digest, RunError> {
+    let own = fs::File::open("/proc/self/exe").map_err(system("opening the agent's own binary"))?;
+    let read = digest::of_file(&own, u64::MAX);
+    Ok(read.map_err(system("reading the agent's own binary"))?.0)
+}
+
+/// By whose word a policy is in force that comes from here.
+#[must_use]
+pub fn authority(store: &Store) -> Authority {
+    let bundles = [store.in_force(), store.state.confirmed.as_ref()];
+    Authority {
+        is_signed: store.in_force().is_some().into(),
+        bundles: bundles.map(|kept| kept.map(digest_of).unwrap_or_default()),
+    }
+}
+
+/// The same while `next` takes the place of `store`, whenever this agent is killed.
+#[must_use]
+pub fn authority_between(store: &Store, next: &Store) -> Authority {
+    let bundles = [store.state.confirmed.as_ref(), next.state.confirmed.as_ref()];
+    Authority {
+        bundles: bundles.map(|kept| kept.map(digest_of).unwrap_or_default()),
+        ..authority(store)
+    }
+}
+
+fn digest_of(kept: &Kept) -> Digest {
+    // What is no digest is the number of no bundle.
+    digest::parse(&kept.sha256).unwrap_or([0xff; 32])
+}
+
+/// Takes the gates of every agent down that does not run any more. Returns how many there were.
+///
+/// # Errors
+/// If an agent runs, bpffs refuses, or only a signature may do it.
+pub fn take_down_orphans() -> Result<usize, RunError> {
+    let _lock = Lock::take(Path::new(lock::RUNTIME))?;
+    let folders = standing_now()?;
+    for folder in &folders {
+        if standing(folder)?.is_some_and(|standing| standing.is_signed()) {
+            return Err(HandoverError::Signed.into());
+        }
+    }
+    for folder in &folders {
+        enter_among(folder)?;
+    }
+    for folder in &folders {
+        pins::remove(folder).map_err(system("taking gates down"))?;
+    }
+    Ok(folders.len())
+}
+
+fn standing_now() -> Result<Vec<PathBuf>, RunError> {
+    pins::all().map_err(system("looking for gates"))
+}
