@@ -8,6 +8,7 @@ mod demo;
 mod fuzz;
 mod initramfs;
 mod kernel;
+mod package;
 mod power;
 mod setup;
 mod signatures;
@@ -43,6 +44,8 @@ enum Task {
     Demo(demo::Args),
     /// Drive what reads input from outside with libFuzzer; what is found stays in `target/fuzz`
     Fuzz(fuzz::Args),
+    /// Make the Debian package
+    Package(package::Args),
     /// Cut a machine's power at random moments of policy changes, and look what is in force afterwards
     PowerCuts(power::Args),
     /// Run every check: format, lints, unit tests, licences, and the scenarios on real kernels
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::bench(&bench),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Demo(args) => demo::demo(&args),
+        Task::Package(args) => package::main(&args),
         Task::PowerCuts(args) => power::main(&args),
         Task::Test(args) => test::test(&args),
         Task::Vm(args) => vm::main(&args),

@@ -21,7 +21,7 @@ use crate::{
     build::{self, Built},
     command::{command, quietly, run, text_of},
     kernel::{Kernel, OLD, SERIES},
-    power, root, setup, signatures, signed,
+    package, power, root, setup, signatures, signed,
     vm::{Ended, Rootfs, Vm},
 };
 
@@ -164,14 +164,11 @@ struct Batch<'a> {
 /// Runs the scenarios on every kernel, and returns how many failed. One machine at a time until the
 /// other checks are over.
 fn scenarios(built: &Built, kernels: &[Kernel], args: &Args, checks: &Checks) -> Result<usize> {
-    let files = tempfile::tempdir_in(build::work_dir()?)?;
-    attackers_files(files.path())?;
-    fsverity_image(&files.path().join("fsverity"))?;
-    verified_image(built, &files.path().join("verified"))?;
-    signed::make(built, &files.path().join("signed"))?;
-    let libevil = files.path().join("libevil.so");
-    signatures::make(built, kernels, &libevil, &files.path().join("signatures"))?;
     let mut batches = batches(built, kernels, args)?;
+    let folder = tempfile::tempdir_in(build::work_dir()?)?;
+    let files =
+        Files { usual: folder.path().join("usual"), packages: folder.path().join("packages") };
+    make_files(&files, built, kernels)?;
     // The longest first, so that no machine is left alone at the end.
     batches.sort_by_key(|batch| {
         (!batch.machine.contains("smp2"), std::cmp::Reverse(batch.names.len()))
@@ -183,7 +180,7 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args, checks: &Checks) ->
     let queue = Mutex::new(VecDeque::from(batches));
     let failed = Mutex::new(0);
     thread::scope(|scope| {
-        let (queue, failed, files) = (&queue, &failed, files.path());
+        let (queue, failed, files) = (&queue, &failed, &files);
         for worker in 0..workers {
             scope.spawn(move || {
                 let left = || queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,6 +199,29 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args, checks: &Checks) ->
     });
     println!("   the machines took {} s", start.elapsed().as_secs());
     Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What scenarios find in `/files`.
+struct Files {
+    /// The attacker's things, in every machine.
+    usual: PathBuf,
+    /// Our own packages, in those that install them.
+    packages: PathBuf,
+}
+
+fn make_files(files: &Files, built: &Built, kernels: &[Kernel]) -> Result<()> {
+    let usual = &files.usual;
+    fs::create_dir(usual)?;
+    attackers_files(usual)?;
+    fsverity_image(&usual.join("fsverity"))?;
+    verified_image(built, &usual.join("verified"))?;
+    signed::make(built, &usual.join("signed"))?;
+    signatures::make(built, kernels, &usual.join("libevil.so"), &usual.join("signatures"))?;
+    // The same binary twice, as a version that is installed and one that it is upgraded to.
+    for version in ["0.0.1", "0.0.2"] {
+        package::make(built, version, &files.packages)?;
+    }
+    Ok(())
 }
 
 /// What the attacks need that cannot be made inside of the machine: compiled libraries, and a
@@ -332,7 +352,7 @@ fn run_power_cuts(built: &Built, kernel: &Kernel) -> usize {
 }
 
 /// Runs one machine, once more if it was frozen, and returns how many scenarios failed.
-fn run_batch(built: &Built, files: &Path, batch: &Batch<'_>) -> usize {
+fn run_batch(built: &Built, files: &Files, batch: &Batch<'_>) -> usize {
     let Batch { kernel, machine, names } = batch;
     if names.first().is_some_and(|name| name == POWER_CUTS) {
         return run_power_cuts(built, kernel);
@@ -364,7 +384,7 @@ enum Outcome {
 }
 
 /// Runs one machine and says how each scenario came out.
-fn run_machine(built: &Built, files: &Path, batch: &Batch<'_>) -> Outcome {
+fn run_machine(built: &Built, files: &Files, batch: &Batch<'_>) -> Outcome {
     let Batch { kernel, machine, names } = batch;
     let mut console = String::new();
     let mut passed = Vec::new();
@@ -431,11 +451,12 @@ fn said_by(name: &str, console: &str) -> String {
     shown.iter().map(|line| format!("      | {line}\n")).collect()
 }
 
-fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) -> Result<Ended> {
+fn boot(built: &Built, files: &Files, batch: &Batch<'_>, show: impl FnMut(&str)) -> Result<Ended> {
     let (flags, append) = batch.machine.split_once(';').unwrap_or_default();
     let mut words: Vec<String> = ["portcullis-guest", "scenario"].map(str::to_owned).into();
     words.extend(batch.names.iter().cloned());
     let mut vm = Vm::new(batch.kernel, built, &words);
+    vm.files = Some(&files.usual);
     for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
         match flag {
             "smp2" => vm.smp = 2,
@@ -444,10 +465,10 @@ fn boot(built: &Built, files: &Path, batch: &Batch<'_>, show: impl FnMut(&str)) 
             "share" => vm.share = true,
             "xfs" => vm.xfs_disk = true,
             "debian" => vm.rootfs = Rootfs::Debian,
+            "packages" => vm.files = Some(&files.packages),
             other => bail!("a machine with {other} is not known"),
         }
     }
-    vm.files = Some(files);
     // A word that comes later wins.
     let append = format!("{} {append}", batch.kernel.needs());
     vm.append = &append;

@@ -4,6 +4,7 @@ mod break_glass;
 mod bundle;
 mod catalog;
 mod doctor;
+mod documentation;
 mod events;
 mod events_verify;
 mod explain;
@@ -79,6 +80,9 @@ enum Verb {
     Mode(mode::Args),
     /// Take the gates down, also those that a dead agent left
     Stop(stop::Args),
+    /// Write manual pages and shell completions into a folder
+    #[command(hide = true)]
+    Documentation(documentation::Args),
 }
 
 /// What a command could not do, with its exit code.
@@ -143,6 +147,7 @@ pub fn main() -> ExitCode {
         Verb::BreakGlass(verb) => break_glass::break_glass(&verb),
         Verb::Mode(args) => mode::mode(&args),
         Verb::Stop(args) => stop::stop(&args),
+        Verb::Documentation(args) => documentation::documentation(&args),
     };
     outcome.unwrap_or_else(|Failure { code, error }| {
         // Nobody may be reading any more.

@@ -48,8 +48,8 @@ use crate::{
     policy::{Policy, bundle::DEVICE_FILE, trust::describe},
     run::{
         RunError, Started, appraiser::Appraiser, backend::Backend, catalogs, health::Health,
-        reappraise, recorder::Recorder, scripts::Scripts, signatures::Signatures, system,
-        warden::Watch,
+        reappraise, recorder::Recorder, scripts::Scripts, service::ServiceManager,
+        signatures::Signatures, system, warden::Watch,
     },
 };
 
@@ -150,6 +150,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.after_test(&test);
     let watched = agent.judge_usb_by(usb_rules.as_ref());
     watched.map_err(system("listening to the kernel for USB devices"))?;
+    let mut manager = ServiceManager::ready(agent.mode().word());
 
     let cause = loop {
         tokio::select! {
@@ -203,6 +204,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
             () = agent.deployment.over() => {
                 agent.give_up_trial("nobody has confirmed it in time");
             }
+            () = manager.wants_to_hear() => manager.beat(),
             _ = proof.tick() => {
                 if let Some(catalogs) = &mut agent.catalogs {
                     catalogs.look_again();
@@ -221,6 +223,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
             _ = hangup.recv() => agent.recorder.sinks().iter().for_each(super::sink::Sink::reopen),
         }
     };
+    manager.ends();
     if let Some(ring) = &mut ring {
         while agent.drain(ring.get_mut(), BATCH) == BATCH {}
     }

@@ -15,6 +15,7 @@ pub mod questions;
 pub mod reappraise;
 pub mod recorder;
 mod scripts;
+mod service;
 pub mod signatures;
 pub mod sink;
 mod storms;

@@ -30,6 +30,7 @@ mod interpreters;
 mod kernel_checks;
 mod life;
 mod limits;
+mod package;
 mod policy_size;
 mod reappraisal;
 mod scan;
@@ -173,6 +174,7 @@ pub const ALL: &[Scenario] = &[
     on("debian;", "audit-soak-debian", soak_debian::audit),
     on("debian,once;", "events-received", events_received::received_by_all),
     on("debian,once;", "commissioning", commissioning::from_nothing),
+    on("debian,packages,once;", "package", package::life),
     usual("doctor", kernel_checks::good_kernel),
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),
     on(";ima_hash=sha1", "doctor-with-sha1", kernel_checks::with_sha1),

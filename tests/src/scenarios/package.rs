@@ -1,0 +1,112 @@
+//! The Debian package on a clean Debian: installed, enforced, upgraded without a gap, purged.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    agent::{expect, json, portcullis},
+    attack::{Attempt, evil, exec_path, install},
+};
+
+const EVIL: &str = "/tmp/evil";
+const POLICY: &str = "/etc/portcullis/policy.toml";
+
+/// Runs a line, insists on success, and returns what it printed.
+fn sh(line: &str) -> Result<String> {
+    let output = Command::new("/bin/sh").args(["-c", line]).output()?;
+    let all = [&output.stdout[..], &output.stderr].concat();
+    let all = String::from_utf8_lossy(&all).into_owned();
+    ensure!(output.status.success(), "`{line}` gave {}: {all}", output.status);
+    Ok(all)
+}
+
+fn agents_pid() -> Result<String> {
+    Ok(sh("systemctl show --property=MainPID --value portcullis")?.trim().to_owned())
+}
+
+/// From `dpkg --install` to `dpkg --purge`.
+pub fn life() -> Result<()> {
+    install(Path::new(EVIL), &evil("package")?)?;
+    sh(
+        "systemctl is-system-running --wait > /dev/null; dpkg --install /files/portcullis_0.0.1_*.deb",
+    )?;
+    sh("systemctl is-active portcullis && systemctl is-enabled portcullis")?;
+    let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
+    ensure!(status["mode"] == "audit" && status["backend"] == "bpf-lsm", "{status}");
+    let failed = |check: &&Value| check["state"] == "failed";
+    let failed = status["checks"].as_array().context("checks")?.iter().find(failed);
+    ensure!(failed.is_none(), "{failed:?}");
+    for file in [
+        "/usr/share/man/man1/portcullis-policy-push.1.gz",
+        "/usr/share/bash-completion/completions/portcullis",
+        "/usr/share/doc/portcullis/commissioning.md",
+    ] {
+        ensure!(Path::new(file).is_file(), "no {file}");
+    }
+    ensure!(exec_path(EVIL)? == Attempt::Ran, "audit mode has stopped something");
+    println!("  {}", sh("systemd-analyze security --no-pager portcullis | tail -n 1")?.trim());
+
+    // Everything that is installed, and the package that comes next with its scripts.
+    sh("mkdir /root/next && dpkg-deb --raw-extract /files/portcullis_0.0.2_*.deb /root/next")?;
+    expect(
+        0,
+        &["scan", "-o", "/etc/portcullis/device.manifest", "/usr", "/var/lib/dpkg", "/root/next"],
+    )?;
+    let policy = "name = \"device\"\nversion = 2\nmode = \"enforce\"\n\
+                  include = [\"device.manifest\"]\n";
+    fs::write(POLICY, policy)?;
+    sh("systemctl restart portcullis")?;
+    ensure!(json(&["status", "--json"])?["mode"] == "enforce");
+    upgrade()?;
+    ensure!(sh("dpkg-query --show --showformat '${Version}' portcullis")? == "0.0.2");
+    ensure!(fs::read_to_string(POLICY)? == policy, "the operator's policy was replaced");
+
+    // The service manager brings it back when it was killed, and the gates decide meanwhile.
+    let before = agents_pid()?;
+    sh("systemctl kill --signal=KILL portcullis")?;
+    ensure!(exec_path(EVIL)? == Attempt::Refused, "the gates have gone with the agent");
+    sh(
+        "for i in $(seq 100); do systemctl is-active --quiet portcullis && exit 0; sleep 0.3; done; exit 1",
+    )?;
+    ensure!(agents_pid()? != before, "it was not started again");
+
+    sh("dpkg --purge portcullis")?;
+    ensure!(exec_path(EVIL)? == Attempt::Ran, "gates are left");
+    for left in ["/etc/portcullis", "/var/lib/portcullis", "/usr/bin/portcullis", "/run/portcullis"]
+    {
+        ensure!(!Path::new(left).exists(), "{left} is left");
+    }
+    Ok(())
+}
+
+/// Tries to start what no policy lists, again and again, while the package is upgraded.
+fn upgrade() -> Result<()> {
+    let (over, tries) = (AtomicBool::new(false), AtomicU64::new(0));
+    let before = agents_pid()?;
+    thread::scope(|scope| {
+        let attacker = scope.spawn(|| -> Result<()> {
+            while !over.load(Relaxed) {
+                ensure!(exec_path(EVIL)? == Attempt::Refused, "it ran during the upgrade");
+                tries.fetch_add(1, Relaxed);
+            }
+            Ok(())
+        });
+        let upgraded = sh("dpkg --install /files/portcullis_0.0.2_*.deb");
+        over.store(true, Relaxed);
+        let attacked = attacker.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?;
+        upgraded.map(drop).and(attacked)
+    })?;
+    let tries = tries.into_inner();
+    println!("  {tries} attempts during the upgrade, all refused");
+    ensure!(tries > 10 && agents_pid()? != before, "{tries} attempts, agent {before}");
+    ensure!(json(&["status", "--json"])?["mode"] == "enforce");
+    Ok(())
+}
