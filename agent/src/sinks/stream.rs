@@ -199,7 +199,8 @@ impl Receiver for Stream {
     }
 
     fn acknowledged(&mut self) -> io::Result<Option<u64>> {
-        let Some(connection) = &mut self.connection else { return Ok(Some(self.acknowledged)) };
+        // What was on its way when a connection broke is handed over anew.
+        let Some(connection) = &mut self.connection else { return Ok(None) };
         let arrived = connection.is_alive().and_then(|()| connection.arrived());
         match arrived {
             Ok(arrived) => {
