@@ -162,10 +162,13 @@ pub fn footprint() -> Result<()> {
     fs::write(&policy.file, text)?;
     let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
     // Some work, so that everything has been touched that will be.
+    let mark = events::mark()?;
     install(Path::new("/tmp/footprint"), &evil("footprint")?)?;
     for _ in 0..200 {
         exec_path("/tmp/footprint")?;
     }
+    // Most of them are one record, which comes ten seconds later.
+    events::wait_for(mark, "what came often", |event| event["count"].as_u64() > Some(1))?;
     sleep(Duration::from_secs(3));
     let before = ticks(agent.pid())?;
     sleep(Duration::from_secs(10));
