@@ -66,6 +66,8 @@ pub fn falls_back() -> Result<()> {
     ensure!(said.contains("the gates of the agent before stay") && said.contains(SHELL), "{said}");
     // Nobody runs that could be asked for a status.
     ensure!(operator.is_refused()?, "the gates of the agent before have gone");
+    // Nor can anybody take them down without an agent that knows which tokens were used.
+    expect(1, &["stop"])?;
     install(Path::new(SHELL), &shell)?;
     operator.stop(start(&operator)?)?;
 

@@ -78,8 +78,7 @@ fn switch(policy: &Policy, text: &str, switches: usize) -> Result<()> {
         let mut last = None;
         while !over.load(Relaxed) {
             ensure!(exec_path(ALWAYS)? == Attempt::Ran, "what both policies list was refused");
-            let [before, other, after] =
-                [BY_TURNS[0], BY_TURNS[1], BY_TURNS[0]].map(|path| exec_path(path));
+            let [before, other, after] = [BY_TURNS[0], BY_TURNS[1], BY_TURNS[0]].map(exec_path);
             let (before, other, after) = (before?, other?, after?);
             // A switch takes longer than these three, so that there was none between them.
             ensure!(
