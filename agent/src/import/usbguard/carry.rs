@@ -130,6 +130,14 @@ pub fn carry(written: &Written, known: Known<'_>) -> Carried {
         }
         lost.extend(missing);
     }
+    let asks_for_kinds = made.iter().any(|rule| rule.interfaces.is_some());
+    if allows && asks_for_kinds && written.interfaces.as_ref().is_some_and(overlap) {
+        lost.push(
+            "has kinds of interface that mean the same, among which other kinds may be to USBGuard; here \
+             they may not"
+                .into(),
+        );
+    }
     if made.is_empty() {
         return Carried::Nothing("means no device".into());
     }
@@ -305,6 +313,20 @@ fn interfaces(set: Option<&Set<Pattern>>, allows: bool) -> Part<Interfaces> {
         }
     };
     Part::These(vec![made])
+}
+
+/// Whether kinds of interface are asked to be equal of which one interface may be two.
+fn overlap(set: &Set<Pattern>) -> bool {
+    let meet = |one: &Pattern, other: &Pattern| {
+        one.0.iter().zip(other.0).all(|pair| match pair {
+            (Some(one), Some(other)) => *one == other,
+            _ => true,
+        })
+    };
+    let pairs =
+        |(at, one): (usize, &Pattern)| set.values[..at].iter().any(|other| meet(one, other));
+    matches!(set.operator, Operator::Equals | Operator::EqualsOrdered)
+        && set.values.iter().enumerate().any(pairs)
 }
 
 /// Makes of each rule one for each of the values.

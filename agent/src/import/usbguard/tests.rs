@@ -189,6 +189,17 @@ fn what_keeps_devices_out_keeps_out_more_if_not_the_same() {
 }
 
 #[test]
+fn kinds_of_which_one_may_be_two_let_in_no_others() {
+    let (rules, left) = carried("allow with-interface { 08:*:* 08:06:50 }\n");
+    assert!(left.len() == 1 && left[0].1.starts_with("is carried over in part"), "{left:?}");
+    let action = |interfaces: &[[u8; 3]]| decided(&rules, &device((1, 1), "1-1", interfaces));
+    assert_eq!(action(&[STICK, UAS]), Action::Allow);
+    assert_eq!(action(&[STICK, KEYBOARD]), Action::Hold);
+    let (_, left) = carried("allow with-interface { 08:06:62 08:06:50 03:01:* }\n");
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn nothing_comes_after_a_rule_that_might_mean_everything() {
     let (rules, left) = carried("reject hash \"abc\"\nallow id 0781:5581\nallow\n");
     assert!(rules.rules.is_empty());
