@@ -15,6 +15,7 @@ mod raw;
 mod ring;
 mod scenarios;
 mod twofaced;
+mod usbguard;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         }
         ["switch-under-load", digests, switches] => switch_under_load(digests, switches),
         ["power-round", lowest, highest, then] => power_round(lowest, highest, *then == "end"),
+        ["beside-usbguard"] => usbguard::beside(),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),
         // For the host: name and machine of every scenario, and on which kernels it runs by default.
