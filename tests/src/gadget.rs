@@ -119,8 +119,13 @@ impl Gadget {
 
     /// Plugs it in, and waits until the kernel has seen it.
     pub fn connect(&self) -> Result<()> {
-        fs::write(self.folder.join("UDC"), CONTROLLER).context("plugging in")?;
+        self.insert()?;
         self.wait("the kernel does not see it", || self.port().is_some())
+    }
+
+    /// Plugs it in.
+    pub fn insert(&self) -> Result<()> {
+        fs::write(self.folder.join("UDC"), CONTROLLER).context("plugging in")
     }
 
     /// Unplugs it, and waits until the kernel has seen that.
@@ -131,7 +136,7 @@ impl Gadget {
 
     /// Plugs it in and unplugs it before the kernel knows what it is, or as soon as it does.
     pub fn flap(&self) -> Result<()> {
-        fs::write(self.folder.join("UDC"), CONTROLLER).context("plugging in")?;
+        self.insert()?;
         sleep(Duration::from_millis(20));
         fs::write(self.folder.join("UDC"), "\n").context("unplugging")
     }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write,
+    os::fd::AsRawFd,
     path::Path,
     process::Command,
     thread::sleep,
@@ -18,6 +19,7 @@ use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json},
     events,
     gadget::{DEVICES, Function, Gadget, prepare},
+    ring::Ring,
 };
 
 /// The stick of this serial number is listed, and nothing else.
@@ -236,13 +238,21 @@ pub fn guarded() -> Result<()> {
         let event = events::wait_for(mark, "the refusal", |event| is_attempt(event, "deny", name))?;
         println!("  refused: {}", event["artifact"]["path"]);
     }
+    let mark = events::mark()?;
+    let mut ring = Ring::new()?;
+    let by_ring = ring.write(&kept.try_clone()?.into(), b"1");
+    let refused = by_ring.err().and_then(|error| error.downcast::<std::io::Error>().ok());
+    let refused = refused.and_then(|error| error.raw_os_error());
+    ensure!(refused == Some(libc::EPERM), "io_uring: {refused:?}");
+    events::wait_for(mark, "io_uring's", |event| is_attempt(event, "deny", "authorized"))?;
+    through_usbfs(&evil)?;
     let refused = kept.write(b"1").err().and_then(|error| error.raw_os_error());
     ensure!(refused == Some(libc::EPERM), "a descriptor from before: {refused:?}");
     evil.never_bound()?;
     // Files of sysfs that have no say in it.
     write(&device.join("power/control"), "on").context("another file of the device")?;
     let status = json(&["status", "--json"])?;
-    ensure!(status["usb"]["held"] == 1 && status["usb"]["refused"] == 10, "{}", status["usb"]);
+    ensure!(status["usb"]["held"] == 1 && status["usb"]["refused"] == 12, "{}", status["usb"]);
 
     // Being the program is no authority.
     let copied = Command::new("/usr/bin/portcullis").args(["usb", "list"]).output()?;
@@ -262,6 +272,7 @@ pub fn guarded() -> Result<()> {
 pub fn storm() -> Result<()> {
     prepare()?;
     let policy = policy()?;
+    policy.append("[[usb.reject]]\ninterfaces = { one_of = [\"03:*:*\"] }\n")?;
     let evil = Gadget::make("STORM1", &[Function::Storage])?;
     let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
     let resident = || -> Result<u64> {
@@ -270,6 +281,13 @@ pub fn storm() -> Result<()> {
     // The first costs what all of them do.
     evil.connect()?;
     evil.disconnect()?;
+    // A keyboard is thrown off the bus. In the storm it would only be counted.
+    let keyboard = Gadget::make("KEYS1", &[Function::Keyboard])?;
+    let mark = events::mark()?;
+    keyboard.insert()?;
+    events::wait_for(mark, "KEYS1", |event| is_about(event, "rejected", "KEYS1"))?;
+    ensure!(keyboard.port().is_none(), "it is still there");
+    drop(keyboard);
     let (before, mark) = (resident()?, events::mark()?);
     let counted = || -> Result<(u64, u64)> {
         let status = json(&["status", "--json"])?;
@@ -325,6 +343,30 @@ pub fn storm() -> Result<()> {
 
 /// How many times of these the device is waited for.
 const SEEN: u64 = 15;
+
+/// A program drives the device itself: it would choose a configuration and claim an interface.
+fn through_usbfs(evil: &Gadget) -> Result<()> {
+    const SET_CONFIGURATION: libc::Ioctl = 0x8004_5505u32 as libc::Ioctl;
+    const CLAIM_INTERFACE: libc::Ioctl = 0x8004_550fu32 as libc::Ioctl;
+    let number =
+        |name: &str| -> Result<u32> { Ok(fs::read_to_string(evil.file(name)?)?.trim().parse()?) };
+    let node = format!("/dev/bus/usb/{:03}/{:03}", number("busnum")?, number("devnum")?);
+    let device = OpenOptions::new().read(true).write(true).open(&node).context(node)?;
+    let ask = |request: libc::Ioctl, value: u32| {
+        // SAFETY: the descriptor is open, and the kernel reads one integer.
+        let done = unsafe { libc::ioctl(device.as_raw_fd(), request, &raw const value) };
+        (done != 0).then(|| std::io::Error::last_os_error().raw_os_error()).flatten()
+    };
+    let mark = events::mark()?;
+    let refused = ask(SET_CONFIGURATION, 1);
+    ensure!(refused == Some(libc::EPERM), "choosing a configuration: {refused:?}");
+    events::wait_for(mark, "the ioctl", |event| {
+        event["gate"] == "usb" && event["outcome"] == "deny"
+    })?;
+    // The kernel's own answer: what has no configuration has no interfaces.
+    ensure!(ask(CLAIM_INTERFACE, 0).is_some(), "an interface of a held device was claimed");
+    Ok(())
+}
 
 fn is_attempt(event: &Value, outcome: &str, name: &str) -> bool {
     event["type"] == "decision"
