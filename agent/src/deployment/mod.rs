@@ -121,6 +121,9 @@ pub struct Store {
     pub state: State,
     /// Whether what was known is lost, so that nobody can tell what is old.
     is_damaged: bool,
+    /// What is in force in the place of what was confirmed and cannot be; none in it is the policy file.
+    /// Never on the disk, so that the next start tries again.
+    instead: Option<Option<Kept>>,
 }
 
 impl Store {
@@ -136,19 +139,29 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
             Err(source) => return Err(StoreError::File { path, source }),
         };
-        Ok(Self { folder: folder.to_owned(), state, is_damaged: false })
+        Ok(Self { folder: folder.to_owned(), state, is_damaged: false, instead: None })
     }
 
     /// A store whose state cannot be read: it takes no bundle, as that may be an old one.
     #[must_use]
     pub fn damaged(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), state: State::default(), is_damaged: true }
+        let (folder, state) = (folder.to_owned(), State::default());
+        Self { folder, state, is_damaged: true, instead: None }
     }
 
     /// What is in force now: what is tried, or what was confirmed; none if it is the policy file.
     #[must_use]
     pub fn in_force(&self) -> Option<&Kept> {
-        self.state.trial.as_ref().map(|trial| &trial.bundle).or(self.state.confirmed.as_ref())
+        match (&self.state.trial, &self.instead) {
+            (Some(trial), _) => Some(&trial.bundle),
+            (None, Some(instead)) => instead.as_ref(),
+            (None, None) => self.state.confirmed.as_ref(),
+        }
+    }
+
+    /// This is in force, whatever was confirmed.
+    fn put_in_place(&mut self, kept: Option<Kept>) {
+        self.instead = (kept != self.state.confirmed).then_some(kept);
     }
 
     /// Whether this bundle may come into force after all that were.
@@ -303,9 +316,11 @@ impl Store {
 
     fn confirm(&mut self, bundle: Kept) {
         self.state.trial = None;
+        let instead = self.instead.take();
         // The same again is no change.
         if self.state.confirmed.as_ref() != Some(&bundle) {
-            self.state.previous = self.state.confirmed.replace(bundle);
+            let confirmed = self.state.confirmed.replace(bundle);
+            self.state.previous = instead.unwrap_or(confirmed);
         }
     }
 
@@ -313,10 +328,13 @@ impl Store {
     #[must_use]
     pub fn taken_back(&self) -> Option<Self> {
         let mut next = self.clone();
-        if next.state.trial.take().is_none() {
-            next.state.confirmed.take()?;
-            next.state.confirmed = next.state.previous.take();
+        if next.state.trial.take().is_some() {
+            return Some(next);
         }
+        next.in_force()?;
+        let before = next.state.previous.take();
+        // What is in force in the place of another was before that one.
+        next.state.confirmed = before.filter(|_| next.instead.take().is_none());
         Some(next)
     }
 }
@@ -326,7 +344,8 @@ mod tests {
     use super::*;
 
     fn empty() -> Store {
-        Store { folder: "/nowhere".into(), state: State::default(), is_damaged: false }
+        let (folder, state) = ("/nowhere".into(), State::default());
+        Store { folder, state, is_damaged: false, instead: None }
     }
 
     fn kept(epoch: u64, version: u64) -> Kept {
@@ -386,6 +405,25 @@ mod tests {
         assert_eq!(before(&second), Some(kept(0, 1)));
         let kept_on = second.confirmed().expect("a trial");
         assert_eq!(before(&kept_on), Some(kept(0, 1)));
+    }
+
+    #[test]
+    fn what_is_in_force_in_the_place_of_another_is_no_confirmation() {
+        let mut store = empty().with(kept(0, 1), None).with(kept(0, 2), None);
+        store.put_in_place(Some(kept(0, 1)));
+        assert_eq!(store.in_force(), Some(&kept(0, 1)));
+        // Whatever is written meanwhile.
+        let written = store.with_used("token".into()).expect("new");
+        assert_eq!(written.state.confirmed, Some(kept(0, 2)));
+        assert_eq!(before(&store), None, "only the policy file was before it");
+        let mended = store.with(kept(0, 3), None);
+        assert_eq!((mended.in_force(), before(&mended)), (Some(&kept(0, 3)), Some(kept(0, 1))));
+        assert_eq!(store.with(kept(0, 2), None).in_force(), Some(&kept(0, 2)), "pushed again");
+        store.put_in_place(Some(kept(0, 2)));
+        assert_eq!((store.in_force(), before(&store)), (Some(&kept(0, 2)), Some(kept(0, 1))));
+        store.put_in_place(None);
+        assert_eq!(store.in_force(), None);
+        assert!(store.taken_back().is_none());
     }
 
     #[test]

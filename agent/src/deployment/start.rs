@@ -94,17 +94,17 @@ pub fn at_start(folder: &Path, given: &Path) -> AtStart {
 impl AtStart {
     /// The next one to try, which is in force as far as the store knows from now on. A bundle that
     /// cannot be read is passed over.
-    pub fn next(&mut self) -> Option<Candidate> {
+    pub fn next_to_try(&mut self) -> Option<Candidate> {
         while let Some(kept) = self.left.pop() {
             match self.store.open_kept(&kept) {
                 Ok((policy, skip_preflight)) => {
-                    self.store.state.confirmed = Some(kept.clone());
+                    self.store.put_in_place(Some(kept.clone()));
                     return Some(Candidate { kept: Some(kept), policy, skip_preflight });
                 }
                 Err(why) => self.passed_over.push(PassedOver { kept: Some(kept), why }),
             }
         }
-        self.store.state.confirmed = None;
+        self.store.put_in_place(None);
         let policy = self.given.take()?;
         Some(Candidate { kept: None, policy, skip_preflight: false })
     }
@@ -116,7 +116,7 @@ impl AtStart {
 
     /// This one is put in force after all, in audit mode.
     pub fn come_back_to(&mut self, candidate: &Candidate) {
-        self.store.state.confirmed.clone_from(&candidate.kept);
+        self.store.put_in_place(candidate.kept.clone());
     }
 
     /// Whether what was confirmed is in force, as a check; `audits` if nothing could be enforced.
@@ -151,11 +151,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let given = Path::new("/etc/policy.toml");
         let mut start = at_start(folder.path(), given);
-        let candidate = start.next().expect("the given one");
+        let candidate = start.next_to_try().expect("the given one");
         assert_eq!((candidate.policy.as_path(), candidate.kept.clone()), (given, None));
         assert!(start.check(given, false).found.contains("/etc/policy.toml"));
         start.pass_over(&candidate, "it does not parse".into());
-        assert_eq!(start.next(), None);
+        assert_eq!(start.next_to_try(), None);
         let check = start.check(given, true);
         assert!(check.found.contains("it does not parse"), "{check:?}");
         assert!(check.found.contains("AUDIT"), "{check:?}");
@@ -170,7 +170,7 @@ mod tests {
         // Neither is there.
         let given = Path::new("/etc/policy.toml");
         let mut start = at_start(folder.path(), given);
-        assert_eq!(start.next().expect("the given one").kept, None);
+        assert_eq!(start.next_to_try().expect("the given one").kept, None);
         let passed: Vec<_> = start.passed_over.iter().map(|one| one.kept.clone()).collect();
         assert_eq!(passed, [Some(kept(2)), Some(kept(1))]);
         assert_eq!(start.store.in_force(), None);
@@ -184,7 +184,7 @@ mod tests {
         fs::write(folder.path().join("state.json"), b"{").expect("written");
         let given = Path::new("/etc/policy.toml");
         let mut start = at_start(folder.path(), given);
-        assert_eq!(start.next().expect("the given one").kept, None);
+        assert_eq!(start.next_to_try().expect("the given one").kept, None);
         assert!(start.check(given, false).found.contains("damaged"));
     }
 }

@@ -68,7 +68,7 @@ impl First {
         let has_enforced =
             deployed.store.in_force().is_some() || enforced::was(&options.catalogs.enforced());
         loop {
-            let Some(candidate) = deployed.next() else {
+            let Some(candidate) = deployed.next_to_try() else {
                 let why = deployed.check(&options.policy, false).found;
                 return Err(RunError::NothingHolds(why));
             };
@@ -152,7 +152,7 @@ impl First {
             tracing::error!("{} cannot be enforced: {why}", self.candidate.policy.display());
             self.deployed.pass_over(&self.candidate, why);
             self.readable.get_or_insert_with(|| self.candidate.clone());
-            let Some(next) = self.deployed.next() else { break };
+            let Some(next) = self.deployed.next_to_try() else { break };
             self.candidate = next;
             match self.take(options, progress) {
                 Ok(()) => return Ok(()),
