@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    build::{self, Built},
+    build,
     command::{command, quietly, text_of},
     root, setup,
 };
@@ -27,20 +27,20 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let built = build::build()?;
     let version = args.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
     let folder = build::target_dir().join("debian");
-    let package = make(&built, version, &folder)?;
+    let package = make(&built.agent, version, &folder)?;
     println!("{}", package.display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the package of this version in a folder, and returns its path.
-pub fn make(built: &Built, version: &str, folder: &Path) -> Result<PathBuf> {
+/// Makes the package of this binary in a folder, and returns its path.
+pub fn make(binary: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
     let work = tempfile::tempdir_in(build::work_dir()?)?;
     let tree = work.path().join("tree");
     let sources = root().join("packaging");
     let document = tree.join("usr/share/doc/portcullis");
 
-    put(&built.agent, &tree.join("usr/bin/portcullis"), 0o755)?;
+    put(binary, &tree.join("usr/bin/portcullis"), 0o755)?;
     let unit = tree.join("lib/systemd/system/portcullis.service");
     put(&sources.join("portcullis.service"), &unit, 0o644)?;
     put(&sources.join("tmpfiles.conf"), &tree.join("usr/lib/tmpfiles.d/portcullis.conf"), 0o644)?;
@@ -48,13 +48,16 @@ pub fn make(built: &Built, version: &str, folder: &Path) -> Result<PathBuf> {
     for name in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
         put(&root().join(name), &document.join(name), 0o644)?;
     }
-    for entry in fs::read_dir(root().join("docs"))? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            put(&entry.path(), &document.join(entry.file_name()), 0o644)?;
+    for (from, to) in [
+        (root().join("docs"), document.clone()),
+        (sources.join("metrics"), document.join("metrics")),
+    ] {
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            put(&entry.path(), &to.join(entry.file_name()), 0o644)?;
         }
     }
-    manuals(built, work.path(), &tree)?;
+    manuals(&tree.join("usr/bin/portcullis"), work.path(), &tree)?;
 
     let control = tree.join("DEBIAN");
     for name in ["conffiles", "postinst", "prerm", "postrm"] {
@@ -79,9 +82,9 @@ pub fn make(built: &Built, version: &str, folder: &Path) -> Result<PathBuf> {
 }
 
 /// Manual pages and completions, which the binary itself writes.
-fn manuals(built: &Built, work: &Path, tree: &Path) -> Result<()> {
+fn manuals(binary: &Path, work: &Path, tree: &Path) -> Result<()> {
     let made = work.join("documentation");
-    quietly(Command::new(&built.agent).arg("documentation").arg(&made))?;
+    quietly(Command::new(binary).arg("documentation").arg(&made))?;
     for entry in fs::read_dir(made.join("man1"))? {
         let page = entry?;
         put(&page.path(), &tree.join("usr/share/man/man1").join(page.file_name()), 0o644)?;

@@ -217,10 +217,14 @@ fn make_files(files: &Files, built: &Built, kernels: &[Kernel]) -> Result<()> {
     verified_image(built, &usual.join("verified"))?;
     signed::make(built, &usual.join("signed"))?;
     signatures::make(built, kernels, &usual.join("libevil.so"), &usual.join("signatures"))?;
-    // The same binary twice, as a version that is installed and one that it is upgraded to.
-    for version in ["0.0.1", "0.0.2"] {
-        package::make(built, version, &files.packages)?;
-    }
+    // What is installed, and what it is upgraded to: the same program in another binary.
+    package::make(&built.agent, "0.0.1", &files.packages)?;
+    let next = usual.join("next");
+    let mut binary = fs::read(&built.agent)?;
+    binary.push(0);
+    fs::write(&next, binary)?;
+    package::make(&next, "0.0.2", &files.packages)?;
+    fs::remove_file(next)?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::sha256;
 use crate::{
     agent::{expect, json, portcullis},
     attack::{Attempt, evil, exec_path, install},
@@ -60,9 +61,13 @@ pub fn life() -> Result<()> {
         0,
         &["scan", "-o", "/etc/portcullis/device.manifest", "/usr", "/var/lib/dpkg", "/root/next"],
     )?;
-    let policy = "name = \"device\"\nversion = 2\nmode = \"enforce\"\n\
-                  include = [\"device.manifest\"]\n";
-    fs::write(POLICY, policy)?;
+    let next = sha256(Path::new("/root/next/usr/bin/portcullis"))?;
+    ensure!(next != sha256(Path::new("/usr/bin/portcullis"))?, "it would be no upgrade");
+    let policy = format!(
+        "name = \"device\"\nversion = 2\nmode = \"enforce\"\ninclude = [\"device.manifest\"]\n\
+         [agent]\ndigests = [\"{next}\"]\n"
+    );
+    fs::write(POLICY, &policy)?;
     sh("systemctl restart portcullis")?;
     ensure!(json(&["status", "--json"])?["mode"] == "enforce");
     upgrade()?;
