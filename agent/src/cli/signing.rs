@@ -14,6 +14,7 @@ use crate::trust::{
 };
 
 #[derive(clap::Args)]
+#[group(id = "signing")]
 pub struct Args {
     /// The private key in PEM (PKCS#8, not encrypted). For a key in a token or an HSM:
     /// `openssl cms -sign` (docs/signing.md)
