@@ -110,7 +110,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     let usb_rules = policy.usb.clone();
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);
-    super::release_memory();
+    super::memory::release();
 
     let (sender, mut commands) = mpsc::channel(32);
     agent.commands = Some(sender.clone());
@@ -150,6 +150,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.after_test(&test);
     let watched = agent.judge_usb_by(usb_rules.as_ref());
     watched.map_err(system("listening to the kernel for USB devices"))?;
+    super::memory::release_code();
     let mut manager = ServiceManager::ready(agent.mode().word());
 
     let cause = loop {

@@ -10,6 +10,7 @@ pub mod handover;
 mod health;
 pub mod latest;
 pub mod lock;
+mod memory;
 pub mod preflight;
 pub mod questions;
 pub mod reappraise;
@@ -22,7 +23,7 @@ mod storms;
 mod warden;
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -53,6 +54,8 @@ use appraiser::Appraiser;
 use backend::{Backend, Choice, Chosen};
 use first::First;
 use lock::{Lock, LockError};
+pub use memory::resident_kib;
+use memory::{keep_small, release};
 use preflight::InUse;
 use recorder::Recorder;
 use signatures::Signatures;
@@ -200,9 +203,9 @@ pub fn run(
     options: &Options,
     progress: &dyn Fn(u64, &'static str) -> ProgressBar,
 ) -> Result<(), RunError> {
-    keep_memory_small();
+    keep_small();
     let started = start(options, progress)?;
-    release_memory();
+    release();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -447,33 +450,4 @@ fn prove(
         Some(failure) => Err(RunError::Kernel(failure.clone())),
         None => Ok(test),
     }
-}
-
-/// Has large blocks returned to the system when they are freed, at every size: glibc would raise
-/// its threshold with the first large block that is freed, which starting frees many of. And one
-/// arena, as the threads hardly allocate.
-fn keep_memory_small() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, 128 * 1024), (libc::M_ARENA_MAX, 1)] {
-        // SAFETY: has no precondition.
-        unsafe { libc::mallopt(parameter, value) };
-    }
-}
-
-/// Gives memory back that only starting needed: the kernel's type information and the policy's
-/// text are many times larger than everything that stays.
-fn release_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: has no precondition.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Resident memory of this process in KiB.
-#[must_use]
-pub fn resident_kib() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse().ok()
 }

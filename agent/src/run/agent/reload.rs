@@ -170,7 +170,7 @@ impl Agent {
         // Before the next look at the folder, which would put the policy before in force again.
         let watched = self.watch_catalogs(&base);
         watched.map_err(|error| refusal(3, format!("catalogs are not watched: {error}")))?;
-        crate::run::release_memory();
+        crate::run::memory::release();
         Ok(())
     }
 

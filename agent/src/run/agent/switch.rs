@@ -87,7 +87,7 @@ impl Agent {
                 "give the device more memory, or list less",
             )]),
         }
-        crate::run::release_memory();
+        crate::run::memory::release();
     }
 
     /// Puts a policy in force, in the mode that is.
