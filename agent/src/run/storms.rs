@@ -17,7 +17,7 @@ use crate::{
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// How many of one kind are told one by one in a window.
-const ONE_BY_ONE: u32 = 10;
+const ONE_BY_ONE: u32 = 100;
 
 /// Kinds that are watched at once. What is of more kinds than that is no storm.
 const KINDS: usize = 256;

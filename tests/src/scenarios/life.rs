@@ -167,7 +167,7 @@ pub fn footprint() -> Result<()> {
     for _ in 0..200 {
         exec_path("/tmp/footprint")?;
     }
-    // Most of them are one record, which comes ten seconds later.
+    // Half of them are one record, which comes ten seconds later.
     events::wait_for(mark, "what came often", |event| event["count"].as_u64() > Some(1))?;
     sleep(Duration::from_secs(3));
     let before = ticks(agent.pid())?;
