@@ -392,5 +392,9 @@ pub fn kill_pushes(kills: u64) -> Result<()> {
         version = found;
     }
     println!("  {kills} kills: {old} times the policy before, {new} times the new one");
+    // One that nobody disturbs.
+    let last = version + 1;
+    expect(0, &["policy", "push", &operator.bundle(last, last % 2 == 0, &[])?])?;
+    operator.holds(last, last % 2 == 0, "after all kills")?;
     operator.stop(agent)
 }
