@@ -218,13 +218,14 @@ fn start(
     options: &Options,
     progress: &dyn Fn(u64, &'static str) -> ProgressBar,
 ) -> Result<Started, RunError> {
+    // What the kernel or the lack of privilege forbids is said before anything is touched.
+    let layout = Layout::of_running_kernel();
+    let mut checks = facts::checks(&layout);
+    let chosen = backend::choose(options.backend, &checks)?;
     let lock = Lock::take(Path::new(lock::RUNTIME))?;
     let told_to_audit = options.mode == Some(Mode::Audit);
     handover::enter(&options.catalogs.bundles(), told_to_audit)?;
     let mut first = First::read(options, progress)?;
-    let layout = Layout::of_running_kernel();
-    let mut checks = facts::checks(&layout);
-    let chosen = backend::choose(options.backend, &checks)?;
     first.pass_preflight(options, progress)?;
     handover::check(&first.deployed.store, told_to_audit)?;
     checks.push(first.check(&options.policy));
