@@ -52,6 +52,12 @@ static LINUX_BINPRM_IS_CHECK_BIT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TASKS_ARE_COPIED: Global<u32> = Global::new(0);
 
+/// 1 if what only goes into records is copied. Where the verifier looks for a type's name in all of the
+/// kernel's BTF whenever a tracked pointer is followed (`btf_nested_type_is_trusted`, from 6.3), the
+/// programs are loaded in a third of the time then. `lockdown=confidentiality` refuses it.
+#[unsafe(no_mangle)]
+static RECORDS_ARE_COPIED: Global<u32> = Global::new(0);
+
 // Macros of the kernel, which its BTF does not have. They have been the same from 5.10 to 7.2.
 
 /// `FMODE_WRITE` (include/linux/fs.h): the file can be written through. The agent's self-test
@@ -97,6 +103,32 @@ unsafe fn load_of_task<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
         // SAFETY: by the contract.
         return unsafe { load(base, offset) };
     }
+    // SAFETY: by the contract.
+    unsafe { copy(base, offset) }
+}
+
+/// The same for what only goes into records, or is compared: no helper that wants a tracked pointer can
+/// be given what is reached in this way.
+///
+/// # Safety
+/// As for [`load`], or `base` was itself reached in this way; `T` is an integer, a pointer or an array of
+/// them.
+#[inline(always)]
+unsafe fn glance<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
+    if RECORDS_ARE_COPIED.load() == 0 {
+        // SAFETY: by the contract.
+        return unsafe { load_of_task(base, offset) };
+    }
+    // SAFETY: by the contract.
+    unsafe { copy(base, offset) }
+}
+
+/// Copies what may not be there any more; that gives zeros.
+///
+/// # Safety
+/// `T` is an integer, a pointer or an array of them.
+#[inline(always)]
+unsafe fn copy<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: the helper writes `T` whole or, at an address that cannot be read, zeros; every bit
     // pattern is one of `T`.
@@ -187,10 +219,15 @@ accessors! { by load_of_task:
     task_pid(Task) -> u32 = TASK_STRUCT_TGID;
     /// Not zero if somebody steers the task, as a debugger does.
     task_tracing(Task) -> u32 = TASK_STRUCT_PTRACE;
-    /// The task's real parent.
-    task_parent(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
-    /// The task's name: as two words, to keep the loads few.
-    task_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
+}
+
+accessors! { by glance:
+    /// The real parent of a task, or of what this gave.
+    ancestor(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
+    /// Process id (thread group) in the initial namespace of a task, or of what [`ancestor`] gave.
+    ancestor_pid(Task) -> u32 = TASK_STRUCT_TGID;
+    /// Its name: as two words, to keep the loads few.
+    ancestor_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
 }
 
 /// Whether somebody steers the process that is about to run the program, as a debugger does:
@@ -317,8 +354,8 @@ pub fn current_process() -> Process {
     // SAFETY: the task is the current one, which always has a leader.
     unsafe {
         let task = current_task();
-        let leader: *const Task = load_of_task(task, &TASK_STRUCT_GROUP_LEADER);
-        let started: u64 = load_of_task(leader, &TASK_STRUCT_START_BOOTTIME);
+        let leader: *const Task = glance(task, &TASK_STRUCT_GROUP_LEADER);
+        let started: u64 = glance(leader, &TASK_STRUCT_START_BOOTTIME);
         Process { started: started / Process::TICK, pid: task_pid(task), reserved: 0 }
     }
 }
@@ -354,6 +391,19 @@ pub unsafe fn inode_filesystem(inode: *const Inode) -> u64 {
     // SAFETY: by the contract; an inode always has a superblock.
     unsafe {
         load_of_task(load_of_task::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_MAGIC)
+    }
+}
+
+/// Number of the device and magic number of the inode's filesystem, for a record.
+///
+/// # Safety
+/// `inode` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn recorded_filesystem(inode: *const Inode) -> (u32, u64) {
+    // SAFETY: by the contract; an inode always has a superblock.
+    unsafe {
+        let superblock: *const c_void = glance(inode, &INODE_I_SB);
+        (glance(superblock, &SUPER_BLOCK_S_DEV), glance(superblock, &SUPER_BLOCK_S_MAGIC))
     }
 }
 

@@ -23,8 +23,8 @@ use crate::{
     instructions::any,
     judge::Hook,
     layout::{
-        Dentry, File, Inode, current_task, dentry_parent, file_path, inode_device,
-        inode_filesystem, inode_number, inode_size, short_name, task_comm, task_parent, task_pid,
+        Dentry, File, Inode, ancestor, ancestor_comm, ancestor_pid, current_task, dentry_parent,
+        file_path, inode_number, inode_size, recorded_filesystem, short_name,
     },
     maps::{EVENTS, count},
     names::names,
@@ -200,8 +200,9 @@ unsafe fn identify(header: *mut EventHeader, inode: *const Inode) {
     unsafe {
         (*header).inode = inode_number(inode);
         (*header).size = inode_size(inode);
-        (*header).device = inode_device(inode);
-        (*header).filesystem = inode_filesystem(inode) as u32;
+        let (device, filesystem) = recorded_filesystem(inode);
+        (*header).device = device;
+        (*header).filesystem = filesystem as u32;
     }
 }
 
@@ -241,14 +242,16 @@ unsafe fn fill(header: *mut EventHeader, told: &Told<'_>, path_status: i32) {
         let mut index = 0;
         while index < ANCESTORS {
             // Above the first process there is only the idle task, which is its own parent.
-            last = last || task_pid(task) <= 1;
-            task = task_parent(task);
-            let ancestor = &raw mut (*header).ancestors[index];
-            (*ancestor) = if last {
+            last = last || ancestor_pid(task) <= 1;
+            task = ancestor(task);
+            (*header).ancestors[index] = if last {
                 Ancestor { pid: 0, comm: [0; COMM_LEN] }
             } else {
-                let comm = task_comm(task);
-                Ancestor { pid: task_pid(task), comm: transmute::<[u64; 2], [u8; COMM_LEN]>(comm) }
+                let comm = ancestor_comm(task);
+                Ancestor {
+                    pid: ancestor_pid(task),
+                    comm: transmute::<[u64; 2], [u8; COMM_LEN]>(comm),
+                }
             };
             index += 1;
         }

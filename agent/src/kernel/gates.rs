@@ -106,6 +106,7 @@ impl Gates {
     pub fn load(layout: &Layout, settings: &Settings) -> Result<Self, GatesError> {
         let mut loader = EbpfLoader::new();
         let may_read_kernel = u32::from(settings.may_read_kernel);
+        let copies_records = u32::from(settings.may_read_kernel && layout.looks_up_trust);
         // The programs have no relocations. Lets go of the kernel's types, 15 MB when parsed, which
         // the new loader has read, before they are read again below.
         loader.btf(None);
@@ -117,6 +118,7 @@ impl Gates {
             .override_global("STATE_DEVICE", &settings.state_device, true)
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
+            .override_global("RECORDS_ARE_COPIED", &copies_records, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
         let inherited = Inherited::find();
         for (name, path) in inherited.maps() {

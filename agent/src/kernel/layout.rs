@@ -42,6 +42,9 @@ pub struct Layout {
     pub can_watch_devices: bool,
     /// Whether programs must copy what they read of tasks, which the strictest lockdown refuses.
     pub copies_tasks: bool,
+    /// Whether the verifier looks for a type's name in all of the kernel's whenever a tracked pointer is
+    /// followed, which takes it most of its time (from 6.3).
+    pub looks_up_trust: bool,
     /// Whether the digest of files with fs-verity can be seen.
     pub has_fsverity: bool,
     /// The kernel's function that gives this digest, where it has to be asked.
@@ -123,6 +126,7 @@ impl Layout {
         Ok(Self {
             globals,
             copies_tasks: copied,
+            looks_up_trust: btf.has_function("btf_nested_type_is_trusted"),
             can_judge_scripts: hashing == Hashing::Kernel && opened_name.is_some(),
             has_fsverity: fsverity.is_some() || fsverity_call.is_some(),
             fsverity_call,
