@@ -141,8 +141,18 @@ fn rules_of_usbguard() {
     named("usbguard");
 }
 
+#[test]
+fn events_of_kernel_programs() {
+    named("event");
+}
+
+#[test]
+fn requests() {
+    named("request");
+}
+
 /// So that none is forgotten here.
 #[test]
 fn there_are_no_others() {
-    assert_eq!(TARGETS.len(), 12);
+    assert_eq!(TARGETS.len(), 14);
 }

@@ -1,6 +1,10 @@
 //! What is driven with bytes from anybody, and what must hold whatever they are. Used by libFuzzer
 //! (`cargo xtask fuzz`) and by the unit tests, which replay the seeds and change them a little.
 
+#[path = "events.rs"]
+mod events;
+#[path = "requests.rs"]
+mod requests;
 #[path = "usbguard.rs"]
 mod usbguard;
 
@@ -36,7 +40,7 @@ pub struct Target {
 }
 
 /// Everything that is driven.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "policy", drive: policy },
     Target { name: "manifest", drive: manifest },
     Target { name: "cms", drive: cms },
@@ -49,6 +53,8 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "bundle", drive: bundle },
     Target { name: "usb", drive: usb_descriptors },
     Target { name: "usbguard", drive: usbguard::drive },
+    Target { name: "event", drive: events::drive },
+    Target { name: "request", drive: requests::drive },
 ];
 
 /// A policy's text. Every mistake has a place that is in the text.

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What can be driven: the folders of `fuzz/seeds`, which `fuzz/src/targets.rs` has by these names.
-const TARGETS: [&str; 12] = [
+const TARGETS: [&str; 14] = [
     "policy",
     "manifest",
     "cms",
@@ -32,6 +32,8 @@ const TARGETS: [&str; 12] = [
     "bundle",
     "usb",
     "usbguard",
+    "event",
+    "request",
 ];
 
 /// What has the compiler count which way each input takes, and note what it compares.

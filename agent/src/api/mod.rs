@@ -37,6 +37,7 @@ use crate::{
 };
 
 use config::Config;
+pub use routes::asked;
 pub use server::Server;
 
 /// Version of what is asked and answered; the first part of every path.

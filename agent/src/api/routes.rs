@@ -154,7 +154,10 @@ impl Routes {
 }
 
 /// What is asked for, without its body.
-fn asked(method: &Method, path: &str, query: &str) -> Result<Request, Rejected> {
+///
+/// # Errors
+/// What the answer is then: the status, the exit code that a command should have, and a line for people.
+pub fn asked(method: &Method, path: &str, query: &str) -> Result<Request, Rejected> {
     let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(VERSION));
     let name = name.and_then(|name| name.strip_prefix('/'));
     let mut query = Query::of(query)?;
