@@ -3,6 +3,7 @@
 mod agent;
 mod attack;
 mod bench;
+mod console;
 mod demo;
 mod dm;
 mod elf;

@@ -3,6 +3,7 @@
 mod break_glass;
 mod bundle;
 mod catalog;
+mod console;
 mod doctor;
 mod documentation;
 mod events;
@@ -64,6 +65,8 @@ enum Verb {
     Run(run::Args),
     /// Show what holds now
     Status(status::Args),
+    /// Watch it all on one page: what runs, what was refused, health, USB and policy
+    Console(console::Args),
     /// Show what happened
     Events(events::Args),
     /// Show what has run on this device: every program, library, script and module once
@@ -140,6 +143,7 @@ pub fn main() -> ExitCode {
         Verb::Key(verb) => key::key(&verb),
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::status(&args),
+        Verb::Console(args) => console::console(&args),
         Verb::Events(args) => events::events(&args),
         Verb::History(args) => history::history(&args),
         Verb::Explain(args) => explain::explain(&args),

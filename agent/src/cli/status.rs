@@ -33,51 +33,51 @@ pub struct Args {
 /// The agent's status as far as it is shown here.
 #[derive(Deserialize)]
 pub struct Page {
-    pid: u32,
+    pub pid: u32,
     /// The agent's version.
     pub version: String,
-    started: jiff::Timestamp,
-    backend: String,
-    degraded: bool,
+    pub started: jiff::Timestamp,
+    pub backend: String,
+    pub degraded: bool,
     /// The mode in force.
     pub mode: String,
     /// The policy in force.
     pub policy: PolicyId,
-    digests: usize,
+    pub digests: usize,
     /// `ok`, `warning` or `failed`.
     pub health: String,
-    checks: Vec<CheckRow>,
-    gates: Vec<GateRow>,
-    sinks: Vec<SinkStatus>,
-    events: u64,
-    reappraisal: Option<Pass>,
+    pub checks: Vec<CheckRow>,
+    pub gates: Vec<GateRow>,
+    pub sinks: Vec<SinkStatus>,
+    pub events: u64,
+    pub reappraisal: Option<Pass>,
     #[serde(default)]
-    bundle: Option<BundleStatus>,
+    pub bundle: Option<BundleStatus>,
     #[serde(default)]
-    usb: Option<UsbStatus>,
+    pub usb: Option<UsbStatus>,
     #[serde(default)]
-    signers: Vec<String>,
+    pub signers: Vec<String>,
     #[serde(default)]
-    catalogs: Vec<CatalogStatus>,
+    pub catalogs: Vec<CatalogStatus>,
     #[serde(default)]
-    refused: Vec<Refused>,
+    pub refused: Vec<Refused>,
 }
 
 #[derive(Deserialize)]
-struct CheckRow {
-    title: String,
-    state: String,
-    found: String,
-    mend: Option<String>,
+pub struct CheckRow {
+    pub title: String,
+    pub state: String,
+    pub found: String,
+    pub mend: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct GateRow {
-    gate: String,
-    attached: bool,
-    pinned: bool,
+pub struct GateRow {
+    pub gate: String,
+    pub attached: bool,
+    pub pinned: bool,
     #[serde(flatten)]
-    counters: BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
 }
 
 impl Page {
@@ -104,7 +104,7 @@ pub fn status(args: &Args) -> Outcome {
 }
 
 /// A dead agent may have left its gates in force, which is what a reader must know first.
-fn no_agent() -> Failure {
+pub fn no_agent() -> Failure {
     let error = match pins::all() {
         Ok(folders) if folders.is_empty() => anyhow!("no agent runs and no gates stand"),
         Ok(_) => anyhow!(

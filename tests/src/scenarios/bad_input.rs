@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use super::{base_policy, fresh, list, sha256};
 use crate::{
     agent::{Agent, expect, json, text},
-    attack::{good, install},
+    attack::{Attempt, exec_path, good, install},
+    console,
 };
 
 /// Policies, manifests and arguments of every wrong kind.
@@ -177,11 +178,18 @@ pub fn explain() -> Result<()> {
     };
     // Without an agent, from the file alone.
     check(&["--policy", text(&policy.file)?], "audit")?;
-    for mode in ["audit", "enforce"] {
-        let agent = Agent::start(&policy, mode, &["--skip-preflight"])?;
-        check(&[], mode)?;
-        agent.stop()?;
-    }
+    let agent = Agent::start(&policy, "audit", &[])?;
+    check(&[], "audit")?;
+    expect(0, &["mode", "enforce", "--skip-preflight"])?;
+    check(&[], "enforce")?;
+    // What was refused is on the page that people look at.
+    ensure!(exec_path("/tmp/explain/unlisted")? == Attempt::Refused, "not refused");
+    let page = expect(0, &["console", "--once"])?.stdout;
+    let page = String::from_utf8(page)?;
+    ensure!(page.contains("REFUSED /tmp/explain/unlisted (unlisted)"), "{page}");
+    ensure!(page.lines().count() == 24, "{page}");
+    console::shows("REFUSED /tmp/explain/unlisted (unlisted)")?;
+    agent.stop()?;
     // A giant, and a FIFO that nobody writes to, take no time.
     expect(0, &["explain", "/tmp/explain/giant", "--policy", text(&policy.file)?])?;
     rustix::fs::mknodat(
