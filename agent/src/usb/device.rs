@@ -243,6 +243,11 @@ impl Folder {
         device.speed = self.text(c"speed").unwrap_or_default();
         let configuration = self.text(c"bConfigurationValue").unwrap_or_default();
         device.configuration = Some(configuration).filter(|value| !value.is_empty());
+        // One that was going meanwhile has seemed to have no serial number and no name. The kernel takes
+        // its number away before these.
+        if number(c"devnum")? != device.number {
+            return Err(gone(io::ErrorKind::NotFound.into()));
+        }
         Ok(device)
     }
 }
