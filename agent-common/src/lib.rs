@@ -27,7 +27,10 @@ pub use policy::{
 };
 pub use script::{ARGUMENT_BYTES, ARGUMENTS, Arguments, Found, Name};
 pub use shield::{Authority, FileId, MAP_PREFIX, SHOW_MOUNT};
-pub use usb::Process;
+pub use usb::{
+    Process, USB_DESCRIPTORS, USB_DEVICE_DESCRIPTOR, USB_TEXT, UsbCounts, UsbLayout, UsbRecord,
+    UsbText, usb_change,
+};
 pub use verdict::{Counter, Gate, Outcome, ProgramKey, Reason, Verdict, VerdictWord};
 
 /// Declares a fieldless enum whose values cross the kernel boundary as one byte, with the stable

@@ -28,6 +28,7 @@ mod overlay;
 mod report;
 mod shield;
 mod usb;
+mod usb_seen;
 
 /// Dual-licensed, because the helpers used are for GPL-compatible programs only.
 #[unsafe(link_section = "license")]

@@ -150,6 +150,25 @@ impl Agent {
         Ok(())
     }
 
+    /// Stops it where it is while something is done, in the way that no hook sees, as a machine does that
+    /// has other work.
+    pub fn while_frozen<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let group = Path::new("/sys/fs/cgroup").join(format!("frozen-{}", self.pid()));
+        fs::create_dir(&group).context("a control group")?;
+        fs::write(group.join("cgroup.procs"), self.pid().to_string())?;
+        fs::write(group.join("cgroup.freeze"), "1")?;
+        let end = Instant::now() + PATIENCE;
+        while !fs::read_to_string(group.join("cgroup.events"))?.contains("frozen 1") {
+            ensure!(Instant::now() < end, "the agent does not freeze");
+            sleep(Duration::from_millis(5));
+        }
+        let done = work();
+        fs::write(group.join("cgroup.freeze"), "0")?;
+        fs::write("/sys/fs/cgroup/cgroup.procs", self.pid().to_string())?;
+        fs::remove_dir(&group)?;
+        done
+    }
+
     /// Sends it a signal and returns how it ended. In enforce mode nobody could but the first process;
     /// it is killed in the way that no hook sees, where the kernel has that (from 5.14).
     pub fn signal(mut self, signal: Signal) -> Result<ExitStatus> {

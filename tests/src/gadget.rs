@@ -61,6 +61,28 @@ pub fn prepare() -> Result<()> {
     Ok(())
 }
 
+/// Where devices are plugged that say this of themselves in a file of sysfs.
+pub fn ports_with(file: &str, says: &str) -> Vec<String> {
+    let entries = fs::read_dir(DEVICES).into_iter().flatten().flatten();
+    let is_it = |folder: &Path| {
+        fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim_end() == says)
+    };
+    let found = entries.filter(|entry| is_it(&entry.path()));
+    found.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// The drivers that have the device at a port.
+pub fn drivers_at(port: &str) -> Vec<String> {
+    let interfaces = fs::read_dir(Path::new(DEVICES).join(port)).into_iter().flatten().flatten();
+    let mut drivers: Vec<_> = interfaces
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{port}:")))
+        .filter_map(|entry| fs::read_link(entry.path().join("driver")).ok())
+        .filter_map(|driver| Some(driver.file_name()?.to_str()?.to_owned()))
+        .collect();
+    drivers.sort();
+    drivers
+}
+
 /// A device, plugged in or not. Unplugged and taken apart when it is dropped.
 pub struct Gadget {
     folder: PathBuf,
@@ -128,6 +150,24 @@ impl Gadget {
         fs::write(self.folder.join("UDC"), CONTROLLER).context("plugging in")
     }
 
+    /// Plugs it in after a storm. A port that was not quiet for two seconds is given up, and what is plugged
+    /// in then is not looked at before it is plugged again (`hub_port_debounce` in drivers/usb/core/hub.c).
+    pub fn connect_in_the_end(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.insert()?;
+            let soon = Instant::now() + Duration::from_secs(4);
+            while Instant::now() < soon {
+                if self.port().is_some() {
+                    return Ok(());
+                }
+                sleep(Duration::from_millis(5));
+            }
+            ensure!(Instant::now() < end, "{}: the kernel does not see it", self.serial);
+            self.disconnect()?;
+        }
+    }
+
     /// Unplugs it, and waits until the kernel has seen that.
     pub fn disconnect(&self) -> Result<()> {
         fs::write(self.folder.join("UDC"), "\n").context("unplugging")?;
@@ -143,13 +183,7 @@ impl Gadget {
 
     /// Where it is plugged.
     pub fn port(&self) -> Option<String> {
-        let entries = fs::read_dir(DEVICES).ok()?.flatten();
-        let is_it = |folder: &Path| {
-            fs::read_to_string(folder.join("serial"))
-                .is_ok_and(|text| text.trim_end() == self.serial)
-        };
-        let mut found = entries.filter(|entry| is_it(&entry.path()));
-        found.next()?.file_name().into_string().ok()
+        ports_with("serial", &self.serial).pop()
     }
 
     /// One of its files in sysfs.
@@ -160,16 +194,7 @@ impl Gadget {
 
     /// The drivers that have it.
     pub fn drivers(&self) -> Vec<String> {
-        let Some(port) = self.port() else { return Vec::new() };
-        let folder = Path::new(DEVICES).join(&port);
-        let interfaces = fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut drivers: Vec<_> = interfaces
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{port}:")))
-            .filter_map(|entry| fs::read_link(entry.path().join("driver")).ok())
-            .filter_map(|driver| Some(driver.file_name()?.to_str()?.to_owned()))
-            .collect();
-        drivers.sort();
-        drivers
+        self.port().map(|port| drivers_at(&port)).unwrap_or_default()
     }
 
     /// Waits until these drivers, in the order of the alphabet, have it.

@@ -169,11 +169,14 @@ pub fn show(page: &Page) -> String {
             attached,
             detached,
             overruns,
+            lost_attached,
+            lost,
         }) => writeln!(
             text,
             "usb: {rules} rules; {allowed} devices are in, {held} are held, {would_hold} would be held; \
-             {refused} attempts of others refused; {attached} have come and {detached} have gone, \
-             {overruns} times too fast to be told"
+             {refused} attempts of others refused; {attached} have come and {detached} have gone, {} times \
+             too fast to be told",
+            overruns + lost_attached.unwrap_or_default() + lost.unwrap_or_default()
         ),
     };
     if let Some(BundleStatus { sha256, until, .. }) = &page.bundle {

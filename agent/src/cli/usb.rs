@@ -151,6 +151,7 @@ fn judged_by(rules: Option<&Rules>, name: &str, version: u64) -> UsbAnswer {
             reason: if rules.is_some() { verdict.reason } else { "no policy judges it" }.into(),
             line: rule.map(|rule| rule.line),
             error: None,
+            by: None,
             to_allow: if is_in { None } else { rule_for(device) },
             untold: None,
             policy: policy.clone(),

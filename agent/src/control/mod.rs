@@ -183,6 +183,12 @@ pub struct UsbStatus {
     /// How often the kernel had more to tell of devices than the agent could take, so that it looked for
     /// itself.
     pub overruns: u64,
+    /// Devices that came, of which the kernel programs had no room to tell; none if these do not count.
+    #[serde(default)]
+    pub lost_attached: Option<u64>,
+    /// Everything else of which they had none.
+    #[serde(default)]
+    pub lost: Option<u64>,
 }
 
 /// The answer to a question for USB devices.

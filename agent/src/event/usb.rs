@@ -9,8 +9,9 @@ use crate::{
     artifact::digest,
     usb::{
         device::Device,
-        keeper::Known,
-        rules::{Rules, rule_for},
+        keeper::{Known, State},
+        rules::{Action, Rules, rule_for},
+        seen::Actor,
         storm::Untold,
     },
 };
@@ -78,7 +79,9 @@ impl From<&Device> for UsbDevice {
 /// What became of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsbChange {
-    /// `allowed`, `held`, `rejected`, `would-hold`, `would-reject`, `detached` or `failed`.
+    /// `allowed`, `held`, `rejected`, `would-hold`, `would-reject`, `detached` or `failed`; or what the
+    /// kernel saw that nobody else would: `came-and-went`, `authorized`, `deauthorized`, `configured` or
+    /// `unconfigured`.
     pub state: String,
     /// Why, as a stable word.
     pub reason: String,
@@ -86,6 +89,9 @@ pub struct UsbChange {
     pub line: Option<u32>,
     /// What the kernel said, if it would not do what was decided.
     pub error: Option<String>,
+    /// Who did it, if the kernel saw a process do it.
+    #[serde(default)]
+    pub by: Option<Actor>,
     /// The rule that would let this device in, if it is not let in and one can.
     pub to_allow: Option<String>,
     /// How many changes at the port before this one were only counted, as there were too many; none if all
@@ -102,13 +108,16 @@ impl UsbChange {
     /// Says what became of a device under a policy.
     #[must_use]
     pub fn of(known: &Known, rules: &Rules, policy: &PolicyId) -> Self {
-        let is_in = matches!(known.state.word(), "allowed" | "detached");
+        let is_in = matches!(known.state, State::Allowed | State::Detached)
+            || known.state.is_by_others()
+            || known.state == State::Passed && known.verdict.action == Action::Allow;
         let to_allow = if is_in { None } else { rule_for(&known.device) };
         Self {
             state: known.state.word().into(),
             reason: known.verdict.reason.into(),
             line: known.verdict.rule.and_then(|rule| Some(rules.rules.get(rule)?.line)),
             error: known.error.clone(),
+            by: known.by.clone(),
             to_allow,
             untold: None,
             policy: policy.clone(),
@@ -141,6 +150,7 @@ impl fmt::Display for UsbChange {
         let did = match self.state.as_str() {
             "would-hold" => "would hold",
             "would-reject" => "would reject",
+            "came-and-went" => "came and went:",
             other => other,
         };
         write!(f, "usb {did} {} at {}", device.id, device.port)?;
@@ -153,7 +163,10 @@ impl fmt::Display for UsbChange {
             write!(f, ", serial {}", Plain(serial))?;
         }
         write!(f, " ({}: {})", device.kinds, device.interfaces.join(" "))?;
-        if let Some(Untold { judged, detached }) = self.untold {
+        if let Some(Actor { pid, comm }) = &self.by {
+            write!(f, ", by {} (pid {pid})", Plain(comm))?;
+        }
+        if let Some(Untold { judged, detached, .. }) = self.untold {
             write!(
                 f,
                 ", the last of a storm: {judged} times more something came there or was judged, and {detached} \

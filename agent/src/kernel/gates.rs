@@ -32,6 +32,7 @@ use crate::{
         process,
         records::Records,
         shield::{self, Shield},
+        usb_seen::{self, UsbSeen},
         vouched::{Vouch, Vouched},
     },
     policy::Policy,
@@ -75,6 +76,8 @@ pub struct Gates {
     hooks: Vec<Hook>,
     /// Why the USB gate is not there, although the policy asks for it.
     usb_refused: Option<String>,
+    /// Why USB devices are not seen in the kernel itself, if they are not.
+    usb_unseen: Option<String>,
     active: ActiveWord,
     /// For each kind of filesystem that is served by somebody else: the slots whose policy trusts
     /// it, as bits.
@@ -121,6 +124,9 @@ impl Gates {
             .override_global("RECORDS_ARE_COPIED", &copies_records, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
         let inherited = Inherited::find();
+        if !settings.usb {
+            loader.map_max_entries(usb_seen::RING, 4096);
+        }
         for (name, path) in inherited.maps() {
             loader.map_pin_path(name, path);
         }
@@ -149,6 +155,7 @@ impl Gates {
                 }
             }
         }
+        let usb_unseen = usb_seen::load(&mut ebpf, &btf, settings, &mut shield)?;
         let mut agent: Array<_, Process> = take(&mut ebpf, "PCULLIS_USB_AGENT")?;
         agent.set(0, process::own().map_err(GatesError::Process)?, 0)?;
         let devices = if !settings.watch_devices {
@@ -192,6 +199,7 @@ impl Gates {
             devices,
             hooks,
             usb_refused,
+            usb_unseen,
             shield,
             ebpf,
         })
@@ -400,6 +408,17 @@ impl Gates {
     #[must_use]
     pub fn usb_refused(&self) -> Option<&str> {
         self.usb_refused.as_deref()
+    }
+
+    /// Has USB devices seen in the kernel from now on. Can be asked once.
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub fn see_usb(&mut self) -> Result<UsbSeen, usb_seen::Refused> {
+        match &self.usb_unseen {
+            Some(why) => Err(why.clone()),
+            None => usb_seen::attach(&mut self.ebpf),
+        }
     }
 
     /// Whether the devices of verified filesystems are watched.

@@ -23,5 +23,6 @@ mod process;
 pub mod records;
 pub mod selftest;
 pub mod shield;
+pub mod usb_seen;
 pub mod verity;
 pub mod vouched;

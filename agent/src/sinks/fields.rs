@@ -41,7 +41,7 @@ pub fn severity(event: &Value) -> Severity {
         ("lost" | "dropped", _) => Severity::Error,
         ("decision-deny" | "access-refused" | "signature", _)
         | ("catalog" | "bundle" | "break-glass", "refused")
-        | ("usb", "held" | "rejected" | "failed")
+        | ("usb", "held" | "rejected" | "failed" | "came-and-went")
         | ("health", "warning" | "unknown") => Severity::Warning,
         ("decision-allow" | "checkpoint", _)
         | ("health", "ok")

@@ -9,6 +9,7 @@ use super::{
     device::{Device, Folder, present},
     hold::{Hold, Places, patiently},
     rules::{Action, Rules, Verdict, decide},
+    seen::{Actor, News},
     storage::make_read_only,
 };
 
@@ -32,9 +33,26 @@ pub enum State {
     Detached,
     /// The kernel would not do what was decided.
     Failed,
+    /// It came and went before anybody looked; drivers had it only if it was let in already.
+    Passed,
+    /// Somebody let drivers have it.
+    Authorized,
+    /// Somebody took it away from drivers.
+    Deauthorized,
+    /// Somebody chose a configuration.
+    Configured,
+    /// Somebody took its configuration away.
+    Unconfigured,
 }
 
 impl State {
+    /// Whether it tells what somebody else did to a device, and not what became of it.
+    #[must_use]
+    pub fn is_by_others(self) -> bool {
+        use State::{Authorized, Configured, Deauthorized, Unconfigured};
+        matches!(self, Authorized | Deauthorized | Configured | Unconfigured)
+    }
+
     /// The word for it in events and output.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -46,6 +64,11 @@ impl State {
             Self::WouldReject => "would-reject",
             Self::Detached => "detached",
             Self::Failed => "failed",
+            Self::Passed => "came-and-went",
+            Self::Authorized => "authorized",
+            Self::Deauthorized => "deauthorized",
+            Self::Configured => "configured",
+            Self::Unconfigured => "unconfigured",
         }
     }
 }
@@ -63,6 +86,8 @@ pub struct Known {
     pub once: bool,
     /// What the kernel said, if it would not do what was decided.
     pub error: Option<String>,
+    /// Who changed something, if it was told by whom.
+    pub by: Option<Actor>,
     /// Under which rules it was judged, counted by the keeper.
     generation: u64,
     /// In which mode.
@@ -222,15 +247,7 @@ impl Keeper {
         before: Option<&Known>,
         mode: Mode,
     ) -> Known {
-        let in_use = |rule| {
-            let lets_in = |known: &&Known| {
-                known.generation == self.generation
-                    && known.verdict.action == Action::Allow
-                    && known.verdict.rule == Some(rule)
-            };
-            self.known.values().filter(lets_in).count()
-        };
-        let mut verdict = decide(&device, &self.rules, in_use);
+        let mut verdict = self.decide(&device);
         let once = before.is_some_and(|before| before.once);
         if once {
             verdict = Verdict { action: Action::Allow, reason: "allowed-once", rule: None };
@@ -269,7 +286,37 @@ impl Keeper {
         if let Ok(configuration) = folder.text(c"bConfigurationValue") {
             device.configuration = Some(configuration).filter(|value| !value.is_empty());
         }
-        Known { device, verdict, state, once, error, generation: self.generation, mode }
+        let (by, generation) = (None, self.generation);
+        Known { device, verdict, state, once, error, by, generation, mode }
+    }
+
+    /// What is to be told of what the kernel saw, with what the policy says about the device.
+    #[must_use]
+    pub fn judge_seen(&self, news: News, mode: Mode) -> Known {
+        let News { state, mut device, by } = news;
+        let known = self.known.get(&device.port);
+        let known = known.filter(|known| known.device.number == device.number);
+        let verdict = match known {
+            Some(known) => {
+                device.connect = known.device.connect;
+                known.verdict
+            }
+            None => self.decide(&device),
+        };
+        let (once, error, generation) = (false, None, self.generation);
+        Known { device, verdict, state, once, error, by, generation, mode }
+    }
+
+    fn decide(&self, device: &Device) -> Verdict {
+        let in_use = |rule| {
+            let lets_in = |known: &&Known| {
+                known.generation == self.generation
+                    && known.verdict.action == Action::Allow
+                    && known.verdict.rule == Some(rule)
+            };
+            self.known.values().filter(lets_in).count()
+        };
+        decide(device, &self.rules, in_use)
     }
 }
 
@@ -292,6 +339,6 @@ pub(super) mod tests {
     /// A device as it was judged.
     pub fn known(device: Device, verdict: Verdict, state: State) -> Known {
         let (once, error, generation, mode) = (false, None, 1, Mode::Enforce);
-        Known { device, verdict, state, once, error, generation, mode }
+        Known { device, verdict, state, once, error, by: None, generation, mode }
     }
 }

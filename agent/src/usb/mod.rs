@@ -1,7 +1,8 @@
 //! USB devices: the kernel holds them until the policy lets them in.
 //!
 //! [`device`] and [`descriptors`] say what a device is, [`rules`] what the policy lets in, [`written`] how it is written, [`hold`] sets
-//! and restores the kernel's switches, [`keeper`] brings them together, and [`uevents`] says when.
+//! and restores the kernel's switches, [`keeper`] brings them together, [`uevents`] says when, and [`seen`]
+//! what went before anybody looked.
 
 pub mod descriptors;
 pub mod device;
@@ -9,6 +10,7 @@ pub mod hold;
 pub mod keeper;
 pub mod preflight;
 pub mod rules;
+pub mod seen;
 mod storage;
 pub mod storm;
 pub mod uevents;

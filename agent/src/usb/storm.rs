@@ -24,6 +24,9 @@ pub struct Untold {
     pub judged: u64,
     /// Devices that went.
     pub detached: u64,
+    /// Changes that others made to one.
+    #[serde(default)]
+    pub changed: u64,
 }
 
 struct Port {
@@ -66,6 +69,11 @@ impl Calm {
         }
         match known.state {
             State::Detached => port.untold.detached += 1,
+            State::Passed => {
+                port.untold.judged += 1;
+                port.untold.detached += 1;
+            }
+            state if state.is_by_others() => port.untold.changed += 1,
             _ => port.untold.judged += 1,
         }
         port.latest = Some(known.clone());
@@ -130,7 +138,7 @@ mod tests {
         assert_eq!(calm.due(start + SPAN - Duration::from_millis(1)), []);
         let [(latest, untold)] = &calm.due(start + SPAN)[..] else { panic!("one port") };
         assert_eq!((latest.state, latest.device.port.as_str()), (State::Detached, "1-1"));
-        assert_eq!(*untold, Untold { judged: 190, detached: 190 });
+        assert_eq!(*untold, Untold { judged: 190, detached: 190, changed: 0 });
         assert_eq!(calm.due_at(), None);
         assert!(calm.tells(&change("1-1", "A", State::Held), start + SPAN));
     }

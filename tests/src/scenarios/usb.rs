@@ -33,12 +33,12 @@ fn policy() -> Result<Policy> {
     Ok(policy)
 }
 
-fn is_about(event: &Value, state: &str, serial: &str) -> bool {
+pub(super) fn is_about(event: &Value, state: &str, serial: &str) -> bool {
     event["type"] == "usb" && event["state"] == state && event["device"]["serial"] == serial
 }
 
 /// The switches that say what becomes of devices to come, with the module's parameter at the end.
-fn defaults() -> Result<Vec<String>> {
+pub(super) fn defaults() -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(DEVICES)? {
         let entry = entry?;
@@ -52,7 +52,7 @@ fn defaults() -> Result<Vec<String>> {
     Ok(found)
 }
 
-const PARAMETER: &str = "/sys/module/usbcore/parameters/authorized_default";
+pub(super) const PARAMETER: &str = "/sys/module/usbcore/parameters/authorized_default";
 
 /// A26: unlisted devices, others of the same make, and those that show more than they should.
 pub fn held() -> Result<()> {
@@ -114,11 +114,12 @@ pub fn held() -> Result<()> {
     let listed = Gadget::plug(LISTED, &[Function::Storage])?;
     listed.bound_to(&["usb-storage"])?;
     events::wait_for(mark, LISTED, |event| is_about(event, "allowed", LISTED))?;
-    read_only(&listed)?;
+    read_only(&listed.port().context("a port")?)?;
     let list = json(&["usb", "list", "--json"])?;
     ensure!(list["devices"][0]["state"] == "allowed", "{list}");
     // It comes again as something else.
     drop(listed);
+    unlooked(&agent)?;
     let again = Gadget::plug(LISTED, &[Function::Storage, Function::Keyboard])?;
     again.never_bound()?;
     drop(again);
@@ -162,9 +163,44 @@ pub fn held() -> Result<()> {
     Ok(())
 }
 
-/// Its disk can be read and not be written.
-fn read_only(gadget: &Gadget) -> Result<()> {
-    let port = gadget.port().context("a port")?;
+/// Devices come and go while the agent does not look: the kernel has seen them.
+fn unlooked(agent: &Agent) -> Result<()> {
+    let mark = events::mark()?;
+    agent.while_frozen(|| {
+        for serial in ["FAST1", "FAST2"] {
+            Gadget::plug(serial, &[Function::Storage])?.disconnect()?;
+        }
+        Ok(())
+    })?;
+    for serial in ["FAST1", "FAST2"] {
+        let event =
+            events::wait_for(mark, serial, |event| is_about(event, "came-and-went", serial))?;
+        let device = &event["device"];
+        ensure!(
+            event["reason"] == "unlisted"
+                && device["id"] == "0781:5581"
+                && device["class"] == "00:00:00"
+                && device["interfaces"][0] == "08:06:50"
+                && device["name"] == "Anvil"
+                && device["manufacturer"] == "Acme"
+                && device["speed"] == "480"
+                && device["authorized"] == false
+                && device["flaw"].is_null()
+                && device["port"].as_str().is_some_and(|port| port.contains('-')),
+            "{event}"
+        );
+    }
+    let about = |event: &Value| {
+        event["type"] == "usb"
+            && event["device"]["serial"].as_str().is_some_and(|serial| serial.starts_with("FAST"))
+    };
+    let told = events::since(mark)?.into_iter().filter(about).count();
+    ensure!(told == 2, "{told} events about two devices");
+    Ok(())
+}
+
+/// The disk of the device at a port can be read and not be written.
+pub(super) fn read_only(port: &str) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         let mut disks = fs::read_dir("/sys/block")?.flatten().filter(|disk| {
@@ -224,6 +260,8 @@ pub fn guarded() -> Result<()> {
     let mark = events::mark()?;
     write(&switches[0].0, "1").context("in audit mode")?;
     events::wait_for(mark, "the report", |event| is_attempt(event, "would-deny", "authorized"))?;
+    changed(&device)?;
+    evil.bound_to(&["usb-storage"])?;
     expect(0, &["mode", "enforce", "--skip-preflight"])?;
     evil.never_bound()?;
     for (switch, value) in &switches {
@@ -268,7 +306,28 @@ pub fn guarded() -> Result<()> {
     Ok(())
 }
 
-/// Two hundred devices come and go, most of them before anybody can look.
+/// In audit mode others may change a device, and the kernel sees who does.
+fn changed(device: &Path) -> Result<()> {
+    for (file, value, state) in [
+        ("authorized", "0", "deauthorized"),
+        ("authorized", "1", "authorized"),
+        ("bConfigurationValue", "-1", "unconfigured"),
+        ("bConfigurationValue", "1", "configured"),
+    ] {
+        let mark = events::mark()?;
+        write(&device.join(file), value)
+            .with_context(|| format!("{file} {value} in audit mode"))?;
+        let event = events::wait_for(mark, state, |event| is_about(event, state, "EVIL1"))?;
+        let by = &event["by"];
+        ensure!(by["pid"] == std::process::id() && by["comm"] != "", "{event}");
+        println!("  seen: {state} by {}", by["comm"]);
+    }
+    Ok(())
+}
+
+/// Two hundred times a device comes and goes, mostly before the kernel asks what it is: a port has to be
+/// quiet for a tenth of a second first (`HUB_DEBOUNCE_STABLE` in drivers/usb/core/hub.c). Whatever the
+/// kernel has asked is accounted for, one by one.
 pub fn storm() -> Result<()> {
     prepare()?;
     let policy = policy()?;
@@ -278,6 +337,12 @@ pub fn storm() -> Result<()> {
     let resident = || -> Result<u64> {
         json(&["status", "--json"])?["resident_kib"].as_u64().context("resident memory")
     };
+    let counted = || -> Result<[u64; 3]> {
+        let status = json(&["status", "--json"])?;
+        let number = |key: &str| status["usb"][key].as_u64().context("a number");
+        Ok([number("attached")?, number("detached")?, number("lost_attached")?])
+    };
+    let (start, from) = (counted()?, events::mark()?);
     // The first costs what all of them do.
     evil.connect()?;
     evil.disconnect()?;
@@ -289,12 +354,6 @@ pub fn storm() -> Result<()> {
     ensure!(keyboard.port().is_none(), "it is still there");
     drop(keyboard);
     let (before, mark) = (resident()?, events::mark()?);
-    let counted = || -> Result<(u64, u64)> {
-        let status = json(&["status", "--json"])?;
-        let number = |key: &str| status["usb"][key].as_u64().context("a number");
-        Ok((number("attached")?, number("detached")?))
-    };
-    let start = counted()?;
     for _ in 0..SEEN {
         evil.connect()?;
         evil.disconnect()?;
@@ -302,20 +361,21 @@ pub fn storm() -> Result<()> {
     for _ in SEEN..200 {
         evil.flap()?;
     }
-    evil.connect()?;
+    evil.connect_in_the_end()?;
     evil.never_bound()?;
     let port = evil.port().context("a port")?;
     evil.disconnect()?;
     let end = Instant::now() + PATIENCE;
-    let (came, went) = loop {
-        let (attached, detached) = counted()?;
-        let (came, went) = (attached - start.0, detached - start.1);
+    let [came, went, lost] = loop {
+        let now = counted()?;
+        let [came, went, lost] = [0, 1, 2].map(|number| now[number] - start[number]);
         if came == went || Instant::now() > end {
-            break (came, went);
+            // Without the keyboard.
+            break [came - 1, went - 1, lost];
         }
         sleep(Duration::from_millis(20));
     };
-    println!("  {came} came, {went} went");
+    println!("  {came} came, {went} went, {lost} were lost");
     ensure!(came > SEEN && came == went, "{came} came, {went} went");
     // A listed one is told and let in all the same.
     let listed = Gadget::plug(LISTED, &[Function::Storage])?;
@@ -327,17 +387,30 @@ pub fn storm() -> Result<()> {
     ensure!(after < before + 2048, "{before} KiB became {after} KiB");
     drop(evil);
     agent.stop()?;
-    let about: Vec<_> = events::since(mark)?
+    // The listed one is the port's last, so that the port's count has its number.
+    let about: Vec<_> = events::since(from)?
         .into_iter()
         .filter(|event| event["type"] == "usb" && event["device"]["port"] == port.as_str())
         .collect();
-    let counts: Vec<_> = about.iter().filter(|event| !event["untold"].is_null()).collect();
-    ensure!(about.len() < 50, "{} events", about.len());
-    let untold: u64 = counts.iter().filter_map(|event| event["untold"]["judged"].as_u64()).sum();
-    let told = about.iter().filter(|event| event["state"] == "held" && event["untold"].is_null());
-    let told = told.count() as u64;
-    println!("  {} events, {told} told and {untold} counted", about.len());
-    ensure!(!counts.is_empty() && told + untold > SEEN, "{told} told, {untold} counted");
+    ensure!(about.len() < 60, "{} events", about.len());
+    let untold = |what: &str| -> u64 {
+        about.iter().filter_map(|event| event["untold"][what].as_u64()).sum()
+    };
+    let told = |states: &[&str]| {
+        let is_told = |event: &&Value| {
+            event["untold"].is_null()
+                && event["device"]["serial"] == "STORM1"
+                && event["state"].as_str().is_some_and(|state| states.contains(&state))
+        };
+        about.iter().filter(is_told).count() as u64
+    };
+    let judged = (told(&["held", "came-and-went"]), untold("judged"));
+    let gone = (told(&["detached", "came-and-went"]), untold("detached"));
+    println!("  {} events: {judged:?} judged and {gone:?} gone, told and counted", about.len());
+    ensure!(judged.1 > 0, "nothing was only counted");
+    ensure!(judged.0 + judged.1 + lost == came, "{judged:?} and {lost} of {came}");
+    // With the end of the listed one.
+    ensure!(gone.0 + gone.1 == went + 1, "{gone:?} of {went}");
     Ok(())
 }
 

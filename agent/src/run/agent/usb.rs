@@ -15,13 +15,17 @@ use crate::{
         server::{Answer, json},
     },
     event::{Body, usb::UsbChange},
-    kernel::check::{Check, State},
+    kernel::{
+        check::{Check, State},
+        usb_seen::UsbSeen,
+    },
     run::backend::Backend,
     usb::{
         hold::Places,
         keeper::{self, Keeper, Known},
         preflight,
         rules::Rules,
+        seen::{Ledger, Seen},
         storm::{Calm, Untold},
         uevents::{Told, Uevents},
     },
@@ -31,6 +35,8 @@ const HELD: &str = "usb";
 const HELD_TITLE: &str = "USB devices are held until the policy lets them in";
 const GUARD: &str = "usb-guard";
 const GUARD_TITLE: &str = "nobody but the agent lets USB devices in";
+const SEEN: &str = "usb-seen";
+const SEEN_TITLE: &str = "USB devices are seen in the kernel as they come and go";
 const EARLY: &str = "usb-early";
 const EARLY_TITLE: &str = "USB devices are held before the agent starts";
 
@@ -43,6 +49,35 @@ pub(super) struct Usb {
     calm: Calm,
     /// What the kernel has told since the beginning.
     counted: Told,
+    /// The programs that see every device in the kernel itself, or why there are none.
+    seen: Result<UsbSeen, String>,
+    /// What they have told and a look has found.
+    ledger: Ledger,
+}
+
+/// Records that are taken from the ring before the agent does something else; it holds fewer.
+const RECORDS: usize = 1024;
+
+impl Usb {
+    /// Looks who is there, and takes what the kernel programs have told meanwhile.
+    fn look(&mut self, mode: Mode) -> Vec<Known> {
+        let mut changed = self.keeper.look(mode);
+        let Ok(seen) = &mut self.seen else { return changed };
+        if let Err(error) = seen.find_layout() {
+            self.seen = Err(error.to_string());
+            return changed;
+        }
+        let mut told = Vec::new();
+        while told.len() < RECORDS
+            && let Some(item) = seen.ring.next()
+        {
+            told.extend(Seen::decode(&item));
+        }
+        changed.retain(|known| !self.ledger.has_told(known));
+        let news = self.ledger.take(&changed, told, std::process::id());
+        changed.extend(news.into_iter().map(|news| self.keeper.judge_seen(news, mode)));
+        changed
+    }
 }
 
 /// Waits until the kernel has told of devices or a storm is to be told, for ever if nobody asks.
@@ -76,8 +111,13 @@ impl Agent {
                     AsyncFd::register_with_interest(Uevents::listen()?, Interest::READABLE)
                 }?;
                 let keeper = Keeper::new(Places::default(), Arc::clone(rules));
+                let seen = match &mut self.gates {
+                    Backend::BpfLsm(gates) => gates.see_usb(),
+                    Backend::Fanotify(_) => Err("this needs the kernel's own gates".into()),
+                };
                 let (calm, counted) = (Calm::default(), Told::default());
-                self.usb = Some(Usb { keeper, uevents, calm, counted });
+                let ledger = Ledger::default();
+                self.usb = Some(Usb { keeper, uevents, calm, counted, seen, ledger });
             }
             (None, _) => {
                 self.leave_usb_alone();
@@ -103,7 +143,7 @@ impl Agent {
     pub(super) fn look_at_usb(&mut self) {
         let mode = self.mode();
         let Some(usb) = &mut self.usb else { return };
-        let changed = usb.keeper.look(mode);
+        let changed = usb.look(mode);
         usb.keeper.protect_disks();
         self.tell_usb(&changed);
         let checks = self.usb_checks();
@@ -129,6 +169,10 @@ impl Agent {
 
     /// Tells of storms that are not over, as the agent will not see their end.
     pub(super) fn tell_usb_rest(&mut self) {
+        // What came and went meanwhile.
+        let mode = self.mode();
+        let last = self.usb.as_mut().map(|usb| usb.look(mode));
+        self.tell_usb(&last.unwrap_or_default());
         let rest = self.usb.as_mut().map(|usb| usb.calm.rest());
         self.tell_counted(rest.unwrap_or_default());
     }
@@ -146,7 +190,8 @@ impl Agent {
         let Some(usb) = &self.usb else { return Vec::new() };
         if self.mode() == Mode::Audit {
             let ok = |id, title| Check::ok(id, title, "the mode is audit: it is only reported");
-            return vec![ok(HELD, HELD_TITLE), ok(GUARD, GUARD_TITLE), ok(EARLY, EARLY_TITLE)];
+            let held = [ok(HELD, HELD_TITLE), ok(GUARD, GUARD_TITLE), ok(EARLY, EARLY_TITLE)];
+            return held.into_iter().chain([seen_check(usb)]).collect();
         }
         let held = match usb.keeper.trouble() {
             None => Check::ok(HELD, HELD_TITLE, "the root hubs of all controllers hold them"),
@@ -166,7 +211,7 @@ impl Agent {
                 "add usbcore.authorized_default=0 to the kernel's command line",
             )
         };
-        vec![held, self.usb_guard(), early]
+        vec![held, self.usb_guard(), early, seen_check(usb)]
     }
 
     /// Whether the gate stands. It is asked whenever the agent itself lets a device in.
@@ -200,15 +245,23 @@ impl Agent {
             usb.keeper.known().filter(|known| states.contains(&known.state)).count()
         };
         use keeper::State::{Allowed, Failed, Held, Rejected, WouldHold, WouldReject};
+        let seen = usb.seen.as_ref().ok().filter(|seen| seen.is_known());
+        let seen = seen.and_then(|seen| seen.counts().ok());
+        let (attached, detached) = match seen {
+            Some(seen) => (seen.attached, seen.detached),
+            None => (usb.counted.attached, usb.counted.detached),
+        };
         Some(UsbStatus {
             rules: usb.keeper.rules().rules.len(),
             allowed: count(&[Allowed]),
             held: count(&[Held, Rejected, Failed]),
             would_hold: count(&[WouldHold, WouldReject]),
             refused: self.counter(Gate::Usb, Counter::Denied).unwrap_or_default(),
-            attached: usb.counted.attached,
-            detached: usb.counted.detached,
+            attached,
+            detached,
             overruns: usb.counted.overruns,
+            lost_attached: seen.map(|seen| seen.lost_attached),
+            lost: seen.map(|seen| seen.lost),
         })
     }
 
@@ -236,7 +289,7 @@ impl Agent {
             return refuse(1, "the policy says nothing about USB, so that nothing is held".into());
         };
         // One that came just now.
-        let new = usb.keeper.look(mode);
+        let new = usb.look(mode);
         self.tell_usb(&new);
         let Some(usb) = &mut self.usb else { return refuse(3, "the agent is ending".into()) };
         let Some(known) = usb.keeper.allow_once(port, mode) else {
@@ -249,6 +302,22 @@ impl Agent {
         self.tell_usb(std::slice::from_ref(&known));
         let Some(usb) = &self.usb else { return refuse(3, "the agent is ending".into()) };
         json(&UsbChange::of(&known, usb.keeper.rules(), &self.view().id))
+    }
+}
+
+/// Whether the kernel programs see devices.
+fn seen_check(usb: &Usb) -> Check {
+    match &usb.seen {
+        Ok(seen) if seen.is_known() => Check::ok(SEEN, SEEN_TITLE, "by the driver core"),
+        Ok(_) => Check::ok(SEEN, SEEN_TITLE, "the kernel has no USB until usbcore is loaded"),
+        Err(why) => Check::bad(
+            State::Warning,
+            SEEN,
+            SEEN_TITLE,
+            format!("{why}; one that goes before the agent has looked is counted and not told"),
+            "use a kernel with type information (BTF) for itself and its modules, without \
+             lockdown=confidentiality, and start the agent again",
+        ),
     }
 }
 

@@ -1,0 +1,274 @@
+//! What the kernel programs tell of devices, and which of it nobody has looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Buf;
+use portcullis_common::{
+    COMM_LEN, Digest, USB_DESCRIPTORS, USB_DEVICE_DESCRIPTOR, USB_TEXT, UsbRecord, usb_change,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Class, descriptors,
+    device::{Device, is_port},
+    keeper::{Known, State},
+};
+
+/// Who changed something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// Name of the task.
+    pub comm: String,
+}
+
+/// What happened to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Attached,
+    Detached,
+    InterfaceCame,
+    InterfaceWent,
+}
+
+/// One record of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    change: Change,
+    /// The device as it was then. How it is connected is not known.
+    device: Device,
+    /// Who did it; none if the kernel did itself.
+    by: Option<Actor>,
+}
+
+impl Seen {
+    /// Reads one entry of the ring. None if it is no such record, or about a root hub.
+    #[must_use]
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < size_of::<UsbRecord>() {
+            return None;
+        }
+        // In the order of the struct's members; a test holds the two together.
+        let bytes = &mut bytes;
+        let _boot_ns = bytes.get_u64_ne();
+        let (pid, number, speed) = (bytes.get_u32_ne(), bytes.get_u32_ne(), bytes.get_u32_ne());
+        let change = match bytes.get_u8() {
+            usb_change::ATTACHED => Change::Attached,
+            usb_change::DETACHED => Change::Detached,
+            usb_change::INTERFACE_CAME => Change::InterfaceCame,
+            usb_change::INTERFACE_WENT => Change::InterfaceWent,
+            _ => return None,
+        };
+        let (authorized, configuration) = (bytes.get_u8() != 0, bytes.get_u8());
+        let by_kernel = bytes.get_u8() != 0;
+        let comm = take::<COMM_LEN>(bytes);
+        let (length, total) = (usize::from(bytes.get_u16_ne()), usize::from(bytes.get_u16_ne()));
+        let port = text(bytes).ok()??;
+        let texts = [text(bytes), text(bytes), text(bytes)];
+        let is_no_text = texts.iter().any(Result::is_err);
+        let [name, manufacturer, serial] = texts.map(Result::unwrap_or_default);
+        let first = take::<USB_DEVICE_DESCRIPTOR>(bytes);
+        let rest = take::<USB_DESCRIPTORS>(bytes);
+        if !is_port(&port) {
+            return None;
+        }
+        let said = [&first[..], &rest[..length.min(USB_DESCRIPTORS)]].concat();
+        let mut device = Device {
+            bus: port.split('-').next().and_then(|bus| bus.parse().ok()).unwrap_or_default(),
+            port,
+            number,
+            vendor: u16::from_le_bytes([first[8], first[9]]),
+            product: u16::from_le_bytes([first[10], first[11]]),
+            class: Some(Class([first[4], first[5], first[6]])),
+            name: name.unwrap_or_default(),
+            manufacturer: manufacturer.unwrap_or_default(),
+            serial,
+            speed: speed_of(speed).into(),
+            configuration: (configuration != 0).then(|| configuration.to_string()),
+            authorized,
+            ..Device::default()
+        };
+        match descriptors::parse(&said) {
+            Ok(read) => {
+                device.interfaces = read.interfaces;
+                device.interface_count = read.interface_count;
+                device.descriptors = Digest::from(Sha256::digest(&said));
+            }
+            Err(_) if length < total || first[17] > 1 => {
+                device.flaw = Some("it has more descriptors than the kernel told of".into());
+            }
+            Err(why) => {
+                device.flaw = Some(format!("its descriptors cannot be relied on: {why}"));
+            }
+        }
+        if is_no_text {
+            device.flaw.get_or_insert_with(|| "its names cannot be read as text".into());
+        }
+        let comm = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let comm = String::from_utf8_lossy(comm).into_owned();
+        let by = (!by_kernel).then_some(Actor { pid, comm });
+        Some(Self { change, device, by })
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+    let mut taken = [0; N];
+    bytes.copy_to_slice(&mut taken);
+    taken
+}
+
+/// A text; none if there is none, and `Err` if it is no text.
+fn text(bytes: &mut &[u8]) -> Result<Option<String>, ()> {
+    let length = bytes.get_i32_ne();
+    let bytes = take::<USB_TEXT>(bytes);
+    match usize::try_from(length) {
+        Ok(0) => Ok(None),
+        Ok(length) if length <= USB_TEXT => {
+            String::from_utf8(bytes[..length - 1].to_vec()).map(Some).map_err(drop)
+        }
+        _ => Err(()),
+    }
+}
+
+/// As the kernel shows it in `speed` (`speed_show` in drivers/usb/core/sysfs.c), by `enum
+/// usb_device_speed`.
+fn speed_of(number: u32) -> &'static str {
+    match number {
+        1 => "1.5",
+        0 | 2 => "12",
+        3 | 4 => "480",
+        5 => "5000",
+        6 => "10000",
+        _ => "unknown",
+    }
+}
+
+/// What is to be told of what the kernel saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// [`State::Passed`], [`State::Authorized`], [`State::Deauthorized`] or [`State::Configured`].
+    pub state: State,
+    /// The device as it was then.
+    pub device: Device,
+    /// Who did it; none if the kernel did itself.
+    pub by: Option<Actor>,
+}
+
+struct Entry {
+    device: Device,
+    /// Whether somebody has looked at it.
+    looked: bool,
+    /// It went before anybody looked, which was told.
+    passed: bool,
+}
+
+/// What the kernel has told of each port. There are only so many ports.
+#[derive(Default)]
+pub struct Ledger {
+    ports: BTreeMap<String, Entry>,
+}
+
+impl Ledger {
+    /// Takes what a look has found, and then what the kernel has told until after it: the programs are
+    /// called before a device can be looked at, so that every device that was looked at was told.
+    /// Returns what nobody would know from looking. What this process did is known.
+    pub fn take(
+        &mut self,
+        looked: &[Known],
+        told: impl IntoIterator<Item = Seen>,
+        own: u32,
+    ) -> Vec<News> {
+        let looked: BTreeSet<_> = looked
+            .iter()
+            .filter(|known| known.state != State::Detached)
+            .map(|known| (known.device.port.as_str(), known.device.number))
+            .collect();
+        for (port, entry) in &mut self.ports {
+            entry.looked |= looked.contains(&(port.as_str(), entry.device.number));
+        }
+        let mut news = Vec::new();
+        for seen in told {
+            let Seen { change, device, by } = seen;
+            let key = (device.port.as_str(), device.number);
+            let entry = self.ports.get_mut(&device.port);
+            let entry = entry.filter(|entry| entry.device.number == device.number);
+            match (change, entry) {
+                (Change::Attached, _) => {
+                    let looked = looked.contains(&key);
+                    let entry = Entry { device: device.clone(), looked, passed: false };
+                    let before = self.ports.insert(device.port.clone(), entry);
+                    // That it went was lost.
+                    news.extend(before.and_then(passed));
+                }
+                (Change::Detached, Some(entry)) if !entry.looked && !entry.passed => {
+                    entry.passed = true;
+                    // As it was when it came, or was changed last.
+                    let device = entry.device.clone();
+                    news.push(News { state: State::Passed, device, by: None });
+                }
+                (Change::Detached, _) => {
+                    self.ports.remove(&device.port);
+                }
+                (Change::InterfaceCame | Change::InterfaceWent, entry) => {
+                    let mut device = device;
+                    if change == Change::InterfaceWent {
+                        device.configuration = None;
+                    }
+                    // Of devices that were there before the programs, nothing is known yet.
+                    let changed = match entry {
+                        Some(entry) => {
+                            let changed = difference(&entry.device, &device);
+                            entry.device.authorized = device.authorized;
+                            entry.device.configuration = device.configuration.clone();
+                            changed
+                        }
+                        None => {
+                            let known =
+                                Entry { device: device.clone(), looked: true, passed: false };
+                            self.ports.insert(device.port.clone(), known);
+                            Some(if device.configuration.is_some() {
+                                State::Configured
+                            } else if device.authorized {
+                                State::Unconfigured
+                            } else {
+                                State::Deauthorized
+                            })
+                        }
+                    };
+                    if let (Some(state), Some(by)) = (changed, by.filter(|by| by.pid != own)) {
+                        news.push(News { state, device, by: Some(by) });
+                    }
+                }
+            }
+        }
+        news
+    }
+
+    /// Whether a look has found a device on its way out, of which was told that it came and went.
+    #[must_use]
+    pub fn has_told(&self, known: &Known) -> bool {
+        self.ports
+            .get(&known.device.port)
+            .is_some_and(|entry| entry.passed && entry.device.number == known.device.number)
+    }
+}
+
+fn passed(entry: Entry) -> Option<News> {
+    let unseen = !entry.looked && !entry.passed;
+    unseen.then_some(News { state: State::Passed, device: entry.device, by: None })
+}
+
+fn difference(before: &Device, now: &Device) -> Option<State> {
+    match (before.authorized, now.authorized) {
+        (false, true) => Some(State::Authorized),
+        (true, false) => Some(State::Deauthorized),
+        _ if before.configuration == now.configuration => None,
+        _ if now.configuration.is_some() => Some(State::Configured),
+        _ => Some(State::Unconfigured),
+    }
+}
+
+#[cfg(test)]
+mod tests;
