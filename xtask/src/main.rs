@@ -9,6 +9,7 @@ mod fuzz;
 mod initramfs;
 mod kernel;
 mod package;
+mod plug;
 mod power;
 mod setup;
 mod signatures;

@@ -20,6 +20,7 @@ use crate::{
     debian,
     initramfs::{self, Contents},
     kernel::Kernel,
+    plug::Hand,
     setup,
 };
 
@@ -88,7 +89,7 @@ pub struct Vm<'a> {
     pub timeout: Duration,
     /// How long it may say nothing once it has started.
     pub silence: Duration,
-    /// Whether a USB stick with an ext4 filesystem is plugged in.
+    /// Whether a USB stick with an ext4 filesystem is plugged in, and more can be ([`Hand`]).
     pub usb_stick: bool,
     /// Whether a folder of the host, empty at first, can be mounted as 9p, as `share` and as
     /// `share-again`.
@@ -225,14 +226,9 @@ impl Vm<'_> {
             (None, Rootfs::Debian) => debian::image()?,
         };
         let mut devices = Vec::new();
-        if self.usb_stick {
-            let stick = empty_disk(work.path(), "stick.img")?;
-            devices = ["-device", "qemu-xhci", "-device", "usb-storage,drive=stick", "-drive"]
-                .map(OsString::from)
-                .into();
-            let mut drive = OsString::from("if=none,id=stick,format=raw,file=");
-            drive.push(stick);
-            devices.push(drive);
+        let mut hand = self.usb_stick.then(Hand::new).transpose()?;
+        if let Some(hand) = &hand {
+            devices = hand.arguments(work.path())?;
         }
         if self.share {
             let folder = work.path().join("share");
@@ -254,7 +250,8 @@ impl Vm<'_> {
         // process starts, of an int3 that the kernel's text patching left behind.
         for last_attempt in [false, true] {
             let marks = Marks::new();
-            let (ended, early_int3) = self.boot(&archive, &disk, &devices, &marks, &mut show)?;
+            let listener = (&mut hand, &mut show);
+            let (ended, early_int3) = self.boot(&archive, &disk, &devices, &marks, listener)?;
             if !early_int3 || last_attempt {
                 return Ok(ended);
             }
@@ -269,7 +266,7 @@ impl Vm<'_> {
         disk: &Path,
         devices: &[OsString],
         marks: &Marks,
-        show: &mut impl FnMut(&str),
+        (hand, show): (&mut Option<Hand>, &mut impl FnMut(&str)),
     ) -> Result<(Ended, bool)> {
         let mut qemu =
             self.qemu(archive, disk, marks)?.args(devices).spawn().context("cannot start qemu")?;
@@ -309,6 +306,9 @@ impl Vm<'_> {
                         int3 |= !started && line.contains("int3");
                         if let Some(cut) = self.cut.as_ref().filter(|cut| cut.line == line) {
                             (end, is_cut) = (Instant::now() + cut.after, true);
+                        }
+                        if let Some(Err(error)) = hand.as_mut().map(|hand| hand.hears(&line)) {
+                            show(&format!("(not plugged: {error:#})"));
                         }
                         // The firmware and the boot loader are of no interest.
                         if (started && !over) || line.contains("panic") || line.contains("Oops") {

@@ -39,6 +39,7 @@ mod signatures;
 mod soak;
 mod soak_debian;
 mod usb;
+mod usb_plugged;
 mod verified;
 mod victim;
 mod watchdog;
@@ -155,6 +156,7 @@ pub const ALL: &[Scenario] = &[
     usual("usb-held", usb::held),
     usual("usb-guarded", usb::guarded),
     once("usb-storm", usb::storm),
+    on("usb;usbcore.authorized_default=0", "usb-plugged", usb_plugged::plugged),
     usual("mounted-devices", attacks_device::mounted),
     once("events-flood", events_stream::flood),
     once("events-schema", events_stream::schema),
