@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ["run"] => init::run_and_finish(),
         ["bench", "exec"] => bench::exec(),
         ["bench", "write"] => bench::write(),
+        ["bench", "usb"] => bench::usb(),
         ["bench", "interpreter"] => bench::interpreter(),
         ["bench", "catalog"] => bench::catalog(),
         ["bench", "churn"] => scenarios::million(),

@@ -18,6 +18,8 @@ pub enum Bench {
     Exec(Args),
     /// What opening, reading, writing and mapping of files costs: bare and in enforce mode
     Write(Args),
+    /// What the gate at USB's switches costs whoever reads and writes files
+    Usb(Args),
     /// What marking a program as an interpreter costs: itself, and everybody else
     Interpreter(Args),
     /// What memory grows by a million opens for writing; in seconds of an emulated machine
@@ -44,6 +46,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     let (name, args) = match bench {
         Bench::Exec(args) => ("exec", args),
         Bench::Write(args) => ("write", args),
+        Bench::Usb(args) => ("usb", args),
         Bench::Interpreter(args) => ("interpreter", args),
         Bench::Churn(args) => ("churn", args),
         Bench::Catalog(args) => ("catalog", args),
@@ -78,6 +81,11 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
                 let what = "guest instructions for calls on files, 4096 bytes each";
                 let title = format!("Linux {}, {what}", kernel.name);
                 show_pairs(&title, &measured, ["bare", "enforce"])?;
+            }
+            Bench::Usb(_) => {
+                let what = "guest instructions for calls on files, in enforce mode, [usb] or not";
+                let title = format!("Linux {}, {what}", kernel.name);
+                show_pairs(&title, &measured, ["without", "with"])?;
             }
             Bench::Interpreter(_) => {
                 let what = "guest instructions for a start, in enforce mode";

@@ -7,7 +7,7 @@ mod write;
 
 pub use catalog::catalog;
 pub use interpreter::interpreter;
-pub use write::write;
+pub use write::{usb, write};
 
 use std::{
     ffi::{CStr, CString},

@@ -51,6 +51,31 @@ pub fn write() -> Result<()> {
     Ok(())
 }
 
+/// Measures reading and writing without and with the gate at USB's switches, which is asked before each
+/// read and write of a file, and prints one line of JSON.
+pub fn usb() -> Result<()> {
+    let policy = Policy::of(Path::new("/bench/policy"), &["/usr"])?;
+    sleep(Duration::from_secs(3));
+    let under = |policy: &Policy| -> Result<Vec<(String, u64)>> {
+        let agent = Agent::start(policy, "enforce", &[])?;
+        // The first round of all is dearer, whatever comes first.
+        calls()?;
+        let costs = calls()?;
+        agent.stop()?;
+        Ok(costs)
+    };
+    let without = under(&policy)?;
+    policy.append("\n[usb]\n")?;
+    let with = under(&policy)?;
+    let result: Map<String, Value> = without
+        .into_iter()
+        .zip(with)
+        .map(|((name, without), (_, with))| (name, json!({ "without": without, "with": with })))
+        .collect();
+    println!("@@result {}", Value::Object(result));
+    Ok(())
+}
+
 /// The same for a program's file.
 fn mappings() -> Result<Vec<(String, u64)>> {
     let file = File::open(MAPPED)?;
@@ -70,6 +95,13 @@ fn mappings() -> Result<Vec<(String, u64)>> {
 
 /// Name and instructions of everything that is measured.
 fn measure() -> Result<Vec<(String, u64)>> {
+    let mut costs = calls()?;
+    costs.extend(mappings()?);
+    Ok(costs)
+}
+
+/// The same without mappings.
+fn calls() -> Result<Vec<(String, u64)>> {
     let mut costs = Vec::new();
     for (filesystem, path) in [("tmpfs", "/tmp/bench"), ("ext4", "/data/bench")] {
         let content = [7; BYTES];
@@ -93,6 +125,5 @@ fn measure() -> Result<Vec<(String, u64)>> {
             costs.push((format!("{name} ({filesystem})"), cost));
         }
     }
-    costs.extend(mappings()?);
     Ok(costs)
 }
