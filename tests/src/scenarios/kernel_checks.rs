@@ -223,7 +223,14 @@ pub fn locked_down() -> Result<()> {
     ensure!(lockdown["state"] == "warning" && found.starts_with("confidentiality"), "{report}");
     let program = Path::new("/tmp/lockdown/evil");
     install(program, &evil("lockdown")?)?;
-    let agent = Agent::start(&base_policy(&[])?, "enforce", &["--skip-preflight"])?;
+    // What only sees USB devices has to copy from the kernel's memory; the gates do not.
+    let policy = base_policy(&[])?;
+    policy.append("\n[usb]\ndefault = \"allow\"\n")?;
+    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
     ensure!(exec_path(program)? == Attempt::Refused);
+    let status = json(&["status", "--json"])?;
+    for (id, state) in [("usb-seen", "warning"), ("usb-guard", "ok")] {
+        ensure!(row(&status, id)?["state"] == state, "{id}: {status}");
+    }
     agent.stop()
 }
