@@ -496,9 +496,7 @@ impl Agent {
         for Check { id, state, found, mend, .. } in self.health.update(checks) {
             self.recorder.record(Body::Health { check: id, state: state.word(), found, mend });
         }
-        if self.trial_does_harm() {
-            self.give_up_trial("a health check has failed since it is tried");
-        }
+        self.give_up_harmful_trial();
     }
 
     /// Takes in how the API is, and who was refused there.

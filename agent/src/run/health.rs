@@ -36,6 +36,12 @@ impl Health {
         &self.0
     }
 
+    /// Those that have failed.
+    #[must_use]
+    pub fn failed(&self) -> Vec<&Check> {
+        self.0.iter().filter(|check| check.state == State::Failed).collect()
+    }
+
     /// The worst state: `ok`, `warning` or `failed`. What could not be tried is a warning.
     #[must_use]
     pub fn worst(&self) -> State {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{base_policy, fresh, sha256};
+use super::{base_policy, fresh, reappraisal::Victim, sha256};
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
     attack::{Attempt, evil, exec_path, install},
@@ -106,12 +106,10 @@ impl Operator {
     pub(super) fn stop(&self, agent: Agent) -> Result<()> {
         no(&["stop"], "must be signed too")?;
         if !Path::new(DEVICE).exists() {
-            fs::create_dir_all("/etc/portcullis")?;
-            fs::write(DEVICE, "name = \"pump-3\"\n")?;
+            name_device("")?;
         }
         let file = self.token("stop", "pump-3", "ops.pem", &["--stop"])?;
-        agent.stop_with(&["--authorized", &file])?;
-        Ok(fs::remove_file(DEVICE)?)
+        agent.stop_with(&["--authorized", &file])
     }
 
     /// A token for a device, signed with a key.
@@ -125,8 +123,18 @@ impl Operator {
     }
 
     pub(super) fn start(&self) -> Result<Agent> {
-        Agent::start(&self.policy, "enforce", &["--skip-preflight"])
+        self.start_with(&[])
     }
+
+    fn start_with(&self, more: &[&str]) -> Result<Agent> {
+        Agent::start(&self.policy, "enforce", &[&["--skip-preflight"], more].concat())
+    }
+}
+
+/// Says which device this is, and more.
+pub(super) fn name_device(more: &str) -> Result<()> {
+    fs::create_dir_all("/etc/portcullis")?;
+    Ok(fs::write(DEVICE, format!("name = \"pump-3\"\n{more}"))?)
 }
 
 pub(super) fn wait_for(mark: events::Mark, state: &str) -> Result<Value> {
@@ -145,6 +153,7 @@ fn no(words: &[&str], says: &str) -> Result<()> {
 /// The life of a policy: from push to confirmation, and back.
 pub fn life() -> Result<()> {
     let operator = Operator::new()?;
+    let mut victim = Victim::listed(&operator.policy)?;
     let agent = operator.start()?;
     operator.holds(1, false, "the policy file")?;
     no(&["policy", "confirm"], "nothing is tried")?;
@@ -181,12 +190,23 @@ pub fn life() -> Result<()> {
 
     // Nor after the agent was killed.
     agent.signal(Signal::KILL)?;
-    let agent = operator.start()?;
+    let agent = operator.start_with(&Victim::OFTEN)?;
     operator.holds(3, false, "after a kill")?;
     no(&["policy", "push", &second], "rollback")?;
 
-    // A trial does not outlive the agent.
+    // Something goes wrong while it is tried, and only what is tried is taken back.
     let fourth = operator.bundle(4, true, &[])?;
+    expect(0, &["policy", "push", &fourth, "--confirm-within", "1h"])?;
+    operator.holds(4, true, "on trial")?;
+    let mark = events::mark()?;
+    victim.change_below()?;
+    let told = wait_for(mark, "reverted")?;
+    let why = told["message"].as_str().context("a message")?;
+    ensure!(why.contains("a health check has failed since it is tried: content: "), "{told}");
+    operator.holds(3, false, "taken back for its harm")?;
+    victim.mend()?;
+
+    // A trial does not outlive the agent.
     expect(0, &["policy", "push", &fourth, "--confirm-within", "1h"])?;
     operator.holds(4, true, "on trial")?;
     agent.signal(Signal::KILL)?;
@@ -267,8 +287,7 @@ pub fn refused() -> Result<()> {
     refuse(&operator.bundle(9, true, &[])?, "rollback")?;
     refuse(&operator.bundle(10, true, &[])?, "same-version")?;
     refuse(&operator.bundle(14, true, &["--target", "device:pump-4"])?, "other-device")?;
-    fs::create_dir_all("/etc/portcullis")?;
-    fs::write(DEVICE, "name = \"pump-3\"\ngroups = [\"north\"]\n")?;
+    name_device("groups = [\"north\"]\n")?;
     refuse(&operator.bundle(14, true, &["--target", "group:south"])?, "other-device")?;
 
     // What would stop the device: nothing that runs is listed.

@@ -229,6 +229,7 @@ fn leaves_nothing() -> Result<()> {
     let _ = fs::remove_file(crate::events::FILE);
     // A bundle in force would be the next agent's policy, and what ran here is no matter of its.
     let _ = fs::remove_dir_all(bundles::KEPT);
+    let _ = fs::remove_file(bundles::DEVICE);
     let _ = fs::remove_file(commissioning::KEPT);
     let _ = fs::remove_file(ENFORCED);
     Ok(())

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{base_policy, fresh, list, sha256};
 use crate::{
-    agent::{Agent, PATIENCE, json},
+    agent::{Agent, PATIENCE, Policy, json},
     attack::{Attempt, evil, exec_path, good, install},
     events,
     mapping::{MapFlags, Mapping, ProtFlags},
@@ -101,6 +101,44 @@ pub fn notices() -> Result<()> {
     let status = json_whatever(&["status", "--json"])?;
     ensure!(status["reappraisal"].is_null(), "{status}");
     agent.stop()
+}
+
+/// A program in use whose content can change with no write that anybody sees.
+pub(super) struct Victim {
+    file: File,
+    evil: Vec<u8>,
+    in_use: Option<Mapping>,
+}
+
+impl Victim {
+    /// Arguments with which the agent notices soon.
+    pub(super) const OFTEN: [&'static str; 4] =
+        ["--reappraise-every", "1", "--reappraise-rate", "256"];
+
+    /// One that a policy lists.
+    pub(super) fn listed(policy: &Policy) -> Result<Self> {
+        let path = fresh("/data/victim")?.join("victim");
+        install(&path, &good("a victim")?)?;
+        list(policy, &path, &["executable", "library"])?;
+        Ok(Self { file: File::open(&path)?, evil: evil("a victim")?, in_use: None })
+    }
+
+    /// Uses it, so that it is judged, and changes it.
+    pub(super) fn change_below(&mut self) -> Result<()> {
+        let code = ProtFlags::READ | ProtFlags::EXEC;
+        self.in_use = Some(Mapping::new(&self.file, 4096, code, MapFlags::PRIVATE)?);
+        write_below(&self.file, &self.evil)
+    }
+
+    /// Is not in use any more, and waits until the agent has seen that.
+    pub(super) fn mend(self) -> Result<()> {
+        let mark = events::mark()?;
+        drop(self.in_use);
+        drop(self.file);
+        let is_well = |event: &Value| event["type"] == "health" && event["check"] == "content";
+        events::wait_for(mark, "recovery", |event| is_well(event) && event["state"] == "ok")?;
+        Ok(())
+    }
 }
 
 /// Changes a file's content on the disk, past its filesystem.

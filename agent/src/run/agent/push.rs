@@ -23,7 +23,7 @@ use crate::{
     },
     deployment::{Kept, PassedOver, Store},
     event::{Body, BundleChange, PolicyId},
-    kernel::check::State,
+    kernel::check::Check,
     policy::{
         Policy,
         bundle::{Bundle, DEVICE_FILE, Device, Head},
@@ -64,7 +64,8 @@ struct Running {
     until: Instant,
     /// What was, before it.
     mode: Mode,
-    health: State,
+    /// Checks that had failed then.
+    failed: Vec<&'static str>,
 }
 
 /// A bundle that was read and found good.
@@ -304,16 +305,18 @@ impl Agent {
             .transpose()?;
         let mode = self.deployment.told.unwrap_or(candidate.policy().mode);
         self.check_candidate(&candidate, mode)?;
-        let before = (self.mode(), self.health.worst());
+        let (before, failed) = (self.mode(), self.failed());
         let next = self.deployment.store.with(kept.clone(), until);
         self.switch_to(candidate, next, mode, ("policy push", by))?;
         self.deployment.trial = confirm_within.map(|seconds| Running {
             until: Instant::now() + Duration::from_secs(seconds),
-            mode: before.0,
-            health: before.1,
+            mode: before,
+            failed,
         });
         let state = if until.is_some() { "trial" } else { "in-force" };
         self.tell_bundle((state, by), Some(&kept), signed, None, until);
+        // What the switch itself has brought about.
+        self.give_up_harmful_trial();
         let (policy, digests) = (self.view().id.clone(), self.digests);
         Ok(PushAnswer { policy, digests, mode: self.mode().word().into(), until, warnings })
     }
@@ -327,6 +330,8 @@ impl Agent {
         (cause, by): (&'static str, Option<&Caller>),
     ) -> Result<PolicyId, Refusal> {
         let operators = operators_of(candidate.policy());
+        // Or a check that fails meanwhile would take back what is not tried any more.
+        let tried = self.deployment.trial.take();
         self.set_authority(handover::authority_between(&self.deployment.store, &next));
         let written = next.write().map_err(|error| stays(&error));
         if let Err(refusal) =
@@ -336,6 +341,7 @@ impl Agent {
             if let Err(error) = self.deployment.store.write() {
                 tracing::error!("a policy that is not in force would be after a restart: {error}");
             }
+            self.deployment.trial = tried;
             return Err(refusal);
         }
         self.deployment.store = next;
@@ -391,7 +397,6 @@ impl Agent {
             };
             self.may_roll_back(mode, by)?;
             self.switch_to(*candidate, next, mode, ("policy rollback", by))?;
-            self.deployment.trial = None;
             self.tell_bundle(("reverted", by), left.as_ref(), Vec::new(), Some(cause), None);
             Ok(serde_json::json!({ "policy": self.view().id, "mode": self.mode().word() }))
         });
@@ -440,12 +445,19 @@ impl Agent {
         self.read_before(cause.into(), Asker::nobody());
     }
 
-    /// Whether something has failed since the trial began that had not before.
-    pub(super) fn trial_does_harm(&self) -> bool {
-        let trial = self.deployment.trial.as_ref();
-        trial.is_some_and(|trial| {
-            trial.health != State::Failed && self.health.worst() == State::Failed
-        })
+    fn failed(&self) -> Vec<&'static str> {
+        self.health.failed().iter().map(|check| check.id).collect()
+    }
+
+    /// Takes back what is tried if something has failed since then that had not before.
+    pub(super) fn give_up_harmful_trial(&mut self) {
+        let Some(trial) = &self.deployment.trial else { return };
+        let failed = self.health.failed();
+        let harm = failed.into_iter().find(|check| !trial.failed.contains(&check.id));
+        if let Some(Check { id, found, .. }) = harm {
+            let cause = format!("a health check has failed since it is tried: {id}: {found}");
+            self.give_up_trial(&cause);
+        }
     }
 
     /// Tells of what was tried when the agent before ended.
