@@ -1,12 +1,12 @@
 //! `portcullis break-glass`
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{BAD_INPUT, OrExit, Outcome, output, scan::write_file, signing};
+use super::{BAD_INPUT, OrExit, Outcome, output, push::seconds, scan::write_file, signing};
 use crate::{
     control::{Request, client},
     policy::{
@@ -32,10 +32,13 @@ pub struct MakeArgs {
     #[arg(long, value_name = "NAME")]
     device: String,
     /// How long enforcement is lifted
-    #[arg(long, value_name = "MINUTES", required_unless_present = "stop")]
+    #[arg(long, value_name = "MINUTES", required_unless_present_any = ["lasts", "stop"])]
     minutes: Option<u32>,
+    /// The same as a time, for example 90s, 30m or 2h
+    #[arg(long = "for", value_name = "TIME", conflicts_with = "minutes", value_parser = seconds)]
+    lasts: Option<u64>,
     /// It is for `portcullis stop --authorized` instead: the gates go down
-    #[arg(long, conflicts_with = "minutes")]
+    #[arg(long, conflicts_with_all = ["lasts", "minutes"])]
     stop: bool,
     /// Until when it can be used, such as 2026-12-01T06:00:00Z
     #[arg(long, value_name = "TIME")]
@@ -69,8 +72,9 @@ pub fn break_glass(verb: &Verb) -> Outcome {
 
 fn make(args: &MakeArgs) -> Outcome {
     let purpose = if args.stop { Purpose::Stop } else { Purpose::Lift };
-    let minutes = args.minutes.unwrap_or_default();
-    let claim = Claim::new(purpose, &args.device, minutes, args.valid_until);
+    let minutes = args.minutes.map(|minutes| u64::from(minutes) * 60);
+    let lasts = Duration::from_secs(args.lasts.or(minutes).unwrap_or_default());
+    let claim = Claim::new(purpose, &args.device, lasts, args.valid_until);
     let claim = claim.map_err(|error| anyhow!(error)).or_exit(BAD_INPUT)?;
     write(&args.output, &Token::unsigned(claim))?;
     output::note(&format!("{}: sign it with `portcullis break-glass sign`", args.output.display()));

@@ -1,6 +1,8 @@
 //! Tokens that lift enforcement on one device, once, for some minutes: for the technician who stands in
 //! front of it and has no way to push a policy. Or that allow to take its gates down.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use portcullis_common::Digest;
 use serde::{Deserialize, Serialize};
@@ -22,8 +24,8 @@ const SIGNED_AS: &[u8] = b"portcullis break-glass 1\n";
 /// Bytes of a token: three signatures with chains.
 pub const MAX_TOKEN: usize = 48 << 10;
 
-/// The longest that enforcement is lifted, in minutes.
-pub const MAX_MINUTES: u32 = 24 * 60;
+/// The longest that enforcement is lifted.
+pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What may be done with a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +45,12 @@ impl Purpose {
     }
 }
 
-fn is_zero(minutes: &u32) -> bool {
-    *minutes == 0
+fn too_long() -> String {
+    "it lifts enforcement for one second to 24 hours".to_owned()
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What a token is for.
@@ -61,6 +67,9 @@ pub struct Claim {
     /// How long enforcement is lifted; 0 if it is not for that.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub minutes: u32,
+    /// And so many seconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seconds: u32,
     /// Until when it can be used.
     pub valid_until: Timestamp,
     /// What makes it another token than the last one.
@@ -92,16 +101,19 @@ impl Claim {
     pub fn new(
         purpose: Purpose,
         device: &str,
-        minutes: u32,
+        lasts: Duration,
         valid_until: Timestamp,
     ) -> Result<Self, String> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| format!("no random numbers: {error}"))?;
+        let parts = u32::try_from(lasts.as_secs()).map(|all| (all / 60, all % 60));
+        let (minutes, seconds) = parts.map_err(|_| too_long())?;
         let claim = Self {
             portcullis_break_glass: FORM,
             device: device.to_owned(),
             purpose,
             minutes,
+            seconds,
             valid_until,
             nonce: hex::encode(nonce),
         };
@@ -117,14 +129,23 @@ impl Claim {
             return Err(format!("\"{}\" is no device's name", self.device.escape_debug()));
         }
         match self.purpose {
-            Purpose::Lift if !(1..=MAX_MINUTES).contains(&self.minutes) => {
-                Err(format!("it is for one to {MAX_MINUTES} minutes"))
+            // One way to write each span.
+            Purpose::Lift
+                if self.lasts() > LONGEST || self.seconds >= 60 || self.lasts().is_zero() =>
+            {
+                Err(too_long())
             }
-            Purpose::Stop if self.minutes != 0 => {
-                Err("it takes the gates down, which has no minutes".into())
+            Purpose::Stop if !self.lasts().is_zero() => {
+                Err("it takes the gates down, which has no end".into())
             }
             _ => Ok(()),
         }
+    }
+
+    /// How long enforcement is lifted.
+    #[must_use]
+    pub fn lasts(&self) -> Duration {
+        Duration::from_secs(u64::from(self.minutes) * 60 + u64::from(self.seconds))
     }
 
     /// Whether it is for this purpose.
@@ -233,6 +254,8 @@ mod tests {
         },
     };
 
+    const HALF_AN_HOUR: Duration = Duration::from_secs(30 * 60);
+
     fn at(text: &str) -> Timestamp {
         text.parse().expect("a time")
     }
@@ -249,7 +272,7 @@ mod tests {
         let trust = Policy::load(&file, &ProgressBar::hidden()).expect("a good policy").trust;
         let ann = PrivateKey::read(made.private.as_bytes()).expect("a key");
         let until = at("2026-12-01T00:00:00Z");
-        let claim = Claim::new(Purpose::Lift, "pump-3", 30, until).expect("good");
+        let claim = Claim::new(Purpose::Lift, "pump-3", HALF_AN_HOUR, until).expect("good");
         let sign = |claim: &Claim| {
             let mut token = Token::unsigned(claim.clone());
             let made = sign::raw(&ann, &claim.signed_bytes()).expect("Ed25519");
@@ -272,7 +295,7 @@ mod tests {
         // What it is for cannot be changed either.
         assert_eq!(good.claim.check_purpose(Purpose::Lift), Ok(()));
         assert_eq!(good.claim.check_purpose(Purpose::Stop).expect_err("lifts").0, "other-purpose");
-        let stop = sign(&Claim::new(Purpose::Stop, "pump-3", 0, until).expect("good"));
+        let stop = sign(&Claim::new(Purpose::Stop, "pump-3", Duration::ZERO, until).expect("good"));
         assert_eq!(reason(&stop, 1, &device, early), None);
         assert_eq!(stop.claim.check_purpose(Purpose::Lift).expect_err("stops").0, "other-purpose");
         let mut other = good.clone();
@@ -288,7 +311,7 @@ mod tests {
         bare.add(Form::Raw, sign::raw(&ann, &words).expect("Ed25519").into());
         assert_eq!(reason(&bare, 1, &device, early), Some("bad-signature"));
         assert_ne!(
-            Claim::new(Purpose::Lift, "pump-3", 30, until).expect("good").sha256(),
+            Claim::new(Purpose::Lift, "pump-3", HALF_AN_HOUR, until).expect("good").sha256(),
             claim.sha256()
         );
     }
@@ -296,14 +319,22 @@ mod tests {
     #[test]
     fn what_is_no_token_is_told() {
         let until = at("2026-12-01T00:00:00Z");
-        for minutes in [0, MAX_MINUTES + 1] {
-            assert!(Claim::new(Purpose::Lift, "pump-3", minutes, until).is_err(), "{minutes}");
+        let second = Duration::from_secs(1);
+        for lasts in [Duration::ZERO, LONGEST + second, Duration::MAX] {
+            assert!(Claim::new(Purpose::Lift, "pump-3", lasts, until).is_err(), "{lasts:?}");
         }
-        assert!(Claim::new(Purpose::Lift, "a b", 1, until).is_err());
+        assert!(Claim::new(Purpose::Lift, "a b", second, until).is_err());
+        let mut claim = Claim::new(Purpose::Lift, "pump-3", 90 * second, until).expect("good");
+        assert_eq!((claim.minutes, claim.seconds, claim.lasts()), (1, 30, 90 * second));
+        (claim.minutes, claim.seconds) = (0, 90);
+        assert!(claim.check().is_err());
+        // Tokens of whole minutes are as they always were.
+        let claim = Claim::new(Purpose::Lift, "pump-3", HALF_AN_HOUR, until).expect("good");
+        assert!(!String::from_utf8_lossy(&claim.signed_bytes()).contains("seconds"));
         for text in ["", "{}", "[]", "{\"claim\":1,\"signatures\":[]}", "\u{0}"] {
             assert_eq!(Token::parse(text.as_bytes()).expect_err(text).0, "malformed");
         }
-        assert!(Claim::new(Purpose::Stop, "pump-3", 1, until).is_err());
+        assert!(Claim::new(Purpose::Stop, "pump-3", second, until).is_err());
         assert_eq!(Token::parse(&vec![b' '; MAX_TOKEN + 1]).expect_err("long").0, "malformed");
     }
 }

@@ -372,7 +372,20 @@ fn break_glass(operator: &Operator) -> Result<()> {
     expect(0, &["mode", "enforce"])?;
     operator.holds(17, false, "after the word")?;
     ensure!(json(&["status", "--json"])?["health"] != "failed");
-    no(&["break-glass", "use", &good], "used")
+    no(&["break-glass", "use", &good], "used")?;
+    // By itself, too.
+    let short = operator.token("short", "pump-3", "ops.pem", &["--for", "5s"])?;
+    let mark = events::mark()?;
+    expect(0, &["break-glass", "use", &short])?;
+    ensure!(!operator.is_refused()?, "a token for five seconds does not lift enforcement");
+    events::wait_for(mark, "its time is over", |event| {
+        event["type"] == "break-glass" && event["state"] == "over"
+    })?;
+    let is_back = |event: &Value| event["type"] == "mode-changed" && event["mode"] == "enforce";
+    events::wait_for(mark, "the mode before", is_back)?;
+    operator.holds(17, false, "after its time")?;
+    ensure!(json(&["status", "--json"])?["health"] != "failed");
+    Ok(())
 }
 
 /// Killed at any moment of a push, the next agent has the policy before or the new one.

@@ -1,8 +1,8 @@
 //! Lifts enforcement for some minutes, for whoever holds a signed token.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use portcullis_common::Mode;
 use tokio::time::Instant;
 
@@ -69,10 +69,8 @@ impl Agent {
 
     fn lift(&mut self, text: &str, asked: Option<&Caller>) -> Result<Timestamp, Why> {
         let (claim, by) = self.take_token(text, Purpose::Lift)?;
-        let minutes = u64::from(claim.minutes);
-        let span = SignedDuration::from_mins(i64::from(claim.minutes));
-        let until = Timestamp::now().checked_add(span).unwrap_or(Timestamp::MAX);
-        let ends = Instant::now() + Duration::from_secs(minutes * 60);
+        let until = Timestamp::now().checked_add(claim.lasts()).unwrap_or(Timestamp::MAX);
+        let ends = Instant::now() + claim.lasts();
         self.deployment.glass = Some(Glass { until: ends, then: Mode::Enforce });
         self.change_mode(Mode::Audit, asked);
         let signers: Vec<_> = by.iter().map(|by| by.signer.as_str()).collect();
