@@ -21,9 +21,10 @@ pub struct FileId {
 const _: () = assert!(size_of::<FileId>() == 16);
 
 impl FileId {
-    /// What is guarded of a folder: it is on the way to what is guarded: nobody else renames it, or mounts over it.
+    /// What is guarded of a file or folder: it is on the way to what is guarded: nobody else renames it, or mounts over it.
     pub const ON_THE_WAY: u8 = 1 << 0;
-    /// Likewise: nobody else adds, renames or removes anything in it, or writes to files in it.
+    /// Likewise: nobody else adds, renames or removes anything in it, or writes to files in it; of a file:
+    /// nobody else writes to it or removes it.
     pub const CLOSED: u8 = 1 << 1;
 }
 

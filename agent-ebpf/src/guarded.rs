@@ -39,7 +39,7 @@ static AGENT_FILES: HashMap<FileId, u8, 16> = HashMap::new();
 #[btf_map(name = "PCULLIS_OBJECTS")]
 static OBJECTS: HashMap<u32, u8, 512> = HashMap::new();
 
-/// Folders, with what is guarded of them.
+/// Files and folders, with what is guarded of them.
 #[btf_map(name = "PCULLIS_FOLDERS")]
 static FOLDERS: HashMap<FileId, u8, 64> = HashMap::new();
 
@@ -56,10 +56,10 @@ static ROUND: Array<u64, 1> = Array::new();
 #[btf_map(name = "PCULLIS_AUTHORITY")]
 static AUTHORITY: Array<Authority, 1> = Array::new();
 
-/// Device number of the filesystem that the agent keeps its state on, in the kernel's encoding; 0 if
-/// none of its files are guarded.
+/// Device numbers of the filesystems that the agent keeps its state and its high-water marks on, in the
+/// kernel's encoding; 0 for none.
 #[unsafe(no_mangle)]
-static STATE_DEVICE: Global<u32> = Global::new(0);
+static STATE_DEVICES: Global<[u32; 4]> = Global::new([0; 4]);
 
 /// What [`OBJECTS`] tells apart, in the upper bits of its keys.
 #[derive(Clone, Copy)]
@@ -152,7 +152,7 @@ pub fn is_object(kind: ObjectKind, id: u32) -> bool {
     OBJECTS.get_ptr(&(kind as u32 | id)).is_some()
 }
 
-/// What is guarded of a folder: bits of [`FileId`].
+/// What is guarded of a file or folder: bits of [`FileId`].
 ///
 /// # Safety
 /// `inode` is null or a kernel pointer that the verifier tracks.
@@ -175,10 +175,11 @@ unsafe fn file_id(inode: *const Inode) -> FileId {
     unsafe { FileId { inode: inode_number(inode), device: inode_device(inode), reserved: 0 } }
 }
 
-/// Whether a filesystem is the one that the agent keeps its state on.
+/// Whether a filesystem is one that the agent keeps its state on.
 #[inline(always)]
 pub fn is_state_device(device: u32) -> bool {
-    STATE_DEVICE.load() != 0 && STATE_DEVICE.load() == device
+    let [state, first, second, third] = STATE_DEVICES.load();
+    device != 0 && (device == state || device == first || device == second || device == third)
 }
 
 /// Whether the pins lie on or below this mount.

@@ -118,10 +118,16 @@ pub fn shield_unlink(ctx: LsmContext) -> i32 {
     let folder: *const Inode = ctx.arg(0);
     // SAFETY: the hook's arguments.
     unsafe {
-        match guard_of(folder) {
-            Some(reason) => changed(folder, ctx.arg(1), reason),
-            None => 0,
+        if let Some(reason) = guard_of(folder) {
+            return changed(folder, ctx.arg(1), reason);
         }
+        let entry: *const Dentry = ctx.arg(1);
+        if is_state_device(inode_device(folder))
+            && guarded_of(dentry_inode(entry)) & FileId::CLOSED != 0
+        {
+            return changed(folder, entry, Reason::AgentState);
+        }
+        0
     }
 }
 
@@ -308,7 +314,8 @@ pub unsafe fn written(dentry: *const Dentry, inode: *const Inode) -> i32 {
             return 0;
         }
         let folder = dentry_inode(dentry_parent(dentry));
-        if guarded_of(folder) & FileId::CLOSED != 0 {
+        // Of a variable of the firmware only the file itself is guarded.
+        if (guarded_of(folder) | guarded_of(inode)) & FileId::CLOSED != 0 {
             changed(inode, dentry, Reason::AgentState)
         } else {
             0

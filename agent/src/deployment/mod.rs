@@ -4,6 +4,7 @@
 //! bundles that it names lie beside it. What is written before the kernel switches, and what after it,
 //! is decided in `run::agent::push`.
 
+mod high_water;
 mod start;
 
 use std::{
@@ -24,7 +25,8 @@ use crate::{
     },
 };
 
-pub use start::{AtStart, Candidate, ID, PassedOver, at_start};
+pub use high_water::{HighWater, MOST as MOST_MARKS, Place};
+pub use start::{AtStart, Candidate, ID, PassedOver, SET_BACK, at_start};
 
 /// The file that says what is in force.
 const STATE: &str = "state.json";
@@ -90,6 +92,10 @@ pub struct State {
     /// that is set forward and back would bring them back otherwise.
     #[serde(default)]
     pub used: Vec<String>,
+    /// The newest that a high-water mark knew of when the rest was found to be older; until something
+    /// comes into force that is as new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_back: Option<Kept>,
 }
 
 /// Why the state is not known or cannot be kept.
@@ -124,6 +130,8 @@ pub struct Store {
     /// What is in force in the place of what was confirmed and cannot be; none in it is the policy file.
     /// Never on the disk, so that the next start tries again.
     instead: Option<Option<Kept>>,
+    /// Where else the newest is kept.
+    high_water: HighWater,
 }
 
 impl Store {
@@ -139,14 +147,15 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
             Err(source) => return Err(StoreError::File { path, source }),
         };
-        Ok(Self { folder: folder.to_owned(), state, is_damaged: false, instead: None })
+        Ok(Self { state, is_damaged: false, ..Self::damaged(folder) })
     }
 
     /// A store whose state cannot be read: it takes no bundle, as that may be an old one.
     #[must_use]
     pub fn damaged(folder: &Path) -> Self {
         let (folder, state) = (folder.to_owned(), State::default());
-        Self { folder, state, is_damaged: true, instead: None }
+        let high_water = HighWater::default();
+        Self { folder, state, is_damaged: true, instead: None, high_water }
     }
 
     /// What is in force now: what is tried, or what was confirmed; none if it is the policy file.
@@ -170,7 +179,12 @@ impl Store {
     /// If it is older than the newest, or another one of the same version.
     pub fn check_age(&self, bundle: &Kept) -> Result<(), Why> {
         self.check_damage()?;
-        let Some(newest) = &self.state.newest else { return Ok(()) };
+        // What could not be read when the agent started may be there by now.
+        let mark = self.high_water.look().highest;
+        let known = [self.state.newest.as_ref(), mark.as_ref()];
+        let Some(newest) = known.into_iter().flatten().max_by_key(|kept| kept.age()) else {
+            return Ok(());
+        };
         if bundle.age() < newest.age() {
             let message = format!(
                 "{bundle} is older than {newest}, which was accepted here; raise the version, or go \
@@ -209,6 +223,19 @@ impl Store {
             out.write_all(b"\n")
         });
         written.map_err(|source| StoreError::File { path, source })
+    }
+
+    /// Has the high-water marks say what is the newest now; returns what went wrong. To be done after
+    /// [`Self::write`], as marks that are ahead of the state mean that the state was put back.
+    #[must_use]
+    pub fn set_marks(&self) -> Vec<String> {
+        self.high_water.set(self.state.newest.as_ref(), true)
+    }
+
+    /// Where the newest is kept besides.
+    #[must_use]
+    pub fn high_water(&self) -> &HighWater {
+        &self.high_water
     }
 
     /// Takes a copy of a bundle that was read, so that it is still there after a restart, and returns
@@ -284,6 +311,7 @@ impl Store {
     pub fn with(&self, bundle: Kept, until: Option<Timestamp>) -> Self {
         let mut next = self.clone();
         next.state.newest = Some(bundle.clone());
+        next.state.set_back = None;
         match until {
             Some(until) => next.state.trial = Some(Trial { bundle, until }),
             None => next.confirm(bundle),
@@ -344,8 +372,7 @@ mod tests {
     use super::*;
 
     fn empty() -> Store {
-        let (folder, state) = ("/nowhere".into(), State::default());
-        Store { folder, state, is_damaged: false, instead: None }
+        Store { is_damaged: false, ..Store::damaged(Path::new("/nowhere")) }
     }
 
     fn kept(epoch: u64, version: u64) -> Kept {

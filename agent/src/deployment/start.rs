@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Kept, Store};
-use crate::kernel::check::Check;
+use super::{HighWater, Kept, Store};
+use crate::kernel::check::{Check, State};
 
 /// A policy that an agent can start with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +40,17 @@ pub struct AtStart {
     given: Option<PathBuf>,
     /// What is wrong with the state itself.
     damage: Option<Check>,
+    /// What is wrong with the high-water marks, for people.
+    mark_troubles: Vec<String>,
 }
 
 /// The check that tells which policy is in force.
 pub const ID: &str = "bundles";
 const TITLE: &str = "the confirmed policy is in force";
+
+/// The check that tells whether an older copy of the state would be noticed.
+pub const SET_BACK: &str = "high-water";
+const SET_BACK_TITLE: &str = "old bundles do not come back with a backup";
 
 impl Store {
     /// What is in force, as a check that came out well.
@@ -57,12 +63,65 @@ impl Store {
         };
         Check::ok(ID, TITLE, found)
     }
+
+    /// Whether the state was put back, and what the high-water marks' `troubles` are; none if there are no
+    /// marks.
+    #[must_use]
+    pub fn check_marks(&self, troubles: &[String]) -> Option<Check> {
+        if let Some(newer) = &self.state.set_back {
+            let found = format!(
+                "the state was put back from an older copy: {newer} was accepted here, and {} is in force",
+                self.in_force().map_or("the policy file".into(), ToString::to_string)
+            );
+            let mend = format!("push {newer} again, or a newer one; older ones are refused");
+            return Some(Check::failed(SET_BACK, SET_BACK_TITLE, found, mend));
+        }
+        if !troubles.is_empty() {
+            let mend =
+                "mend it, and start the agent again; what the other places say counts all the same";
+            let found = troubles.join("; ");
+            return Some(Check::bad(State::Warning, SET_BACK, SET_BACK_TITLE, found, mend));
+        }
+        let newest = match &self.state.newest {
+            None => "nothing was accepted yet".to_owned(),
+            Some(newest) => format!("the newest is {newest}"),
+        };
+        (!self.high_water.is_empty()).then(|| Check::ok(SET_BACK, SET_BACK_TITLE, newest))
+    }
+
+    /// Compares with the high-water marks, and has both sides know the newest. Returns what is wrong with
+    /// the marks.
+    fn meet_marks(&mut self, high_water: HighWater) -> Vec<String> {
+        let reading = high_water.look();
+        let mut troubles = reading.troubles;
+        self.high_water = high_water;
+        let newest = self.state.newest.as_ref();
+        if let Some(highest) = reading.highest
+            && newest.is_none_or(|newest| newest.age() < highest.age())
+        {
+            self.state.newest = Some(highest.clone());
+            self.state.set_back = Some(highest);
+            if let Err(error) = self.write() {
+                troubles.push(error.to_string());
+            }
+        }
+        if let Some(newest) = &self.state.newest {
+            let missing = reading.empty.iter();
+            troubles.extend(
+                missing.map(|file| format!("{} was not there, and was made anew", file.display())),
+            );
+            troubles.extend(self.high_water.set(Some(newest), false));
+        }
+        troubles.extend(self.high_water.beside(&self.folder));
+        troubles
+    }
 }
 
 /// Finds what was confirmed; what was only tried is taken back, as nobody has confirmed it. After it
-/// come what was confirmed before it, and at last `given`.
+/// come what was confirmed before it, and at last `given`. `marks` are the high-water marks, or why they
+/// are not known.
 #[must_use]
-pub fn at_start(folder: &Path, given: &Path) -> AtStart {
+pub fn at_start(folder: &Path, given: &Path, marks: Result<HighWater, String>) -> AtStart {
     let mut start = AtStart {
         store: Store::damaged(folder),
         reverted: None,
@@ -70,6 +129,11 @@ pub fn at_start(folder: &Path, given: &Path) -> AtStart {
         left: Vec::new(),
         given: Some(given.to_owned()),
         damage: None,
+        mark_troubles: Vec::new(),
+    };
+    let (marks, unknown) = match marks {
+        Ok(marks) => (marks, None),
+        Err(why) => (HighWater::default(), Some(why)),
     };
     match Store::open(folder) {
         Ok(store) => start.store = store,
@@ -77,9 +141,12 @@ pub fn at_start(folder: &Path, given: &Path) -> AtStart {
             let found = format!("{error}; the policy file {} is in force", given.display());
             let mend = format!("move {} away, and push the newest bundle again", folder.display());
             start.damage = Some(Check::failed(ID, TITLE, found, mend));
+            start.store.high_water = marks;
             return start;
         }
     }
+    start.mark_troubles = start.store.meet_marks(marks);
+    start.mark_troubles.extend(unknown);
     start.reverted = start.store.state.trial.take().map(|trial| trial.bundle);
     if start.reverted.is_some()
         && let Err(error) = start.store.write()
@@ -119,6 +186,12 @@ impl AtStart {
         self.store.put_in_place(candidate.kept.clone());
     }
 
+    /// Whether an older copy of the state was put back, as a check; none if nobody could tell.
+    #[must_use]
+    pub fn check_marks(&self) -> Option<Check> {
+        self.store.check_marks(&self.mark_troubles)
+    }
+
     /// Whether what was confirmed is in force, as a check; `audits` if nothing could be enforced.
     #[must_use]
     pub fn check(&self, given: &Path, audits: bool) -> Check {
@@ -146,11 +219,52 @@ mod tests {
         Kept { sha256: format!("{version:064x}"), policy: "p".into(), version, epoch: 0 }
     }
 
+    fn none() -> Result<HighWater, String> {
+        Ok(HighWater::default())
+    }
+
+    #[test]
+    fn an_older_state_is_noticed_until_something_as_new_comes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (state, boot) = (folder.path().join("state"), folder.path().join("boot"));
+        let given = Path::new("/etc/policy.toml");
+        let device = folder.path().join("device.toml");
+        fs::write(&device, format!("high_water = [{:?}]\n", boot)).expect("written");
+        let start = || at_start(&state, given, HighWater::read(&device));
+        let second = start().store.with(kept(2), None);
+        second.write().expect("written");
+        assert_eq!(second.set_marks(), [""; 0]);
+        let backup = fs::read(state.join("state.json")).expect("written");
+        let third = start().store.with(kept(3), None);
+        third.write().expect("written");
+        assert_eq!(third.set_marks(), [""; 0]);
+        assert_eq!(start().store.state, third.state);
+
+        fs::write(state.join("state.json"), backup).expect("put back");
+        for _ in 0..2 {
+            let set_back = start();
+            assert_eq!(set_back.store.in_force(), Some(&kept(2)));
+            let check = set_back.check_marks().expect("a check");
+            assert!(check.state == State::Failed && check.found.contains("p v3 "), "{check:?}");
+            assert_eq!(set_back.store.check_age(&kept(2)).map_err(|why| why.0), Err("rollback"));
+            assert_eq!(set_back.store.check_age(&kept(3)), Ok(()));
+        }
+        let again = start().store.with(kept(3), None);
+        assert_ne!(again.check_marks(&[]).map(|check| check.state), Some(State::Failed));
+        // Without any state at all, and without a word in the device's file.
+        fs::remove_dir_all(&state).expect("removed");
+        assert!(start().store.check_age(&kept(2)).is_err());
+        fs::write(&device, "").expect("written");
+        assert!(start().check_marks().is_some(), "what was found stays until it is mended");
+        fs::write(&device, "high_water = 1").expect("written");
+        assert!(start().check_marks().is_some_and(|check| check.state == State::Failed));
+    }
+
     #[test]
     fn without_bundles_there_is_the_given_policy_and_nothing_after_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let given = Path::new("/etc/policy.toml");
-        let mut start = at_start(folder.path(), given);
+        let mut start = at_start(folder.path(), given, none());
         let candidate = start.next_to_try().expect("the given one");
         assert_eq!((candidate.policy.as_path(), candidate.kept.clone()), (given, None));
         assert!(start.check(given, false).found.contains("/etc/policy.toml"));
@@ -169,7 +283,7 @@ mod tests {
         store.write().expect("written");
         // Neither is there.
         let given = Path::new("/etc/policy.toml");
-        let mut start = at_start(folder.path(), given);
+        let mut start = at_start(folder.path(), given, none());
         assert_eq!(start.next_to_try().expect("the given one").kept, None);
         let passed: Vec<_> = start.passed_over.iter().map(|one| one.kept.clone()).collect();
         assert_eq!(passed, [Some(kept(2)), Some(kept(1))]);
@@ -183,7 +297,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("state.json"), b"{").expect("written");
         let given = Path::new("/etc/policy.toml");
-        let mut start = at_start(folder.path(), given);
+        let mut start = at_start(folder.path(), given, none());
         assert_eq!(start.next_to_try().expect("the given one").kept, None);
         assert!(start.check(given, false).found.contains("damaged"));
     }

@@ -58,7 +58,7 @@ pub struct Settings {
     pub usb: bool,
     /// Device number of the filesystem with the agent's state, in the kernel's encoding; 0 if there is
     /// no state.
-    pub state_device: u32,
+    pub state_devices: [u32; 4],
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }
@@ -118,7 +118,7 @@ impl Gates {
         }
         loader
             .override_global("MAX_HASHED_BYTES", &settings.max_hashed_bytes, true)
-            .override_global("STATE_DEVICE", &settings.state_device, true)
+            .override_global("STATE_DEVICES", &settings.state_devices, true)
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
             .override_global("RECORDS_ARE_COPIED", &copies_records, true)

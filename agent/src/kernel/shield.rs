@@ -185,15 +185,23 @@ impl Shield {
     /// # Errors
     /// If a folder is not there.
     pub fn guard_state(&mut self, state: &Path, bundles: &Path) -> io::Result<()> {
-        let (state, bundles) = (fs::canonicalize(state)?, fs::canonicalize(bundles)?);
-        for folder in [&bundles, &state] {
-            self.guard_folder(folder, FileId::ON_THE_WAY | FileId::CLOSED)
+        self.guard_closed(bundles)?;
+        self.guard_closed(state)
+    }
+
+    /// Guards a file, or a folder and the files in it.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn guard_closed(&mut self, path: &Path) -> io::Result<()> {
+        let path = fs::canonicalize(path)?;
+        for above in path.ancestors().skip(1) {
+            // Of one folder in another that is guarded, the stronger guard stays.
+            let known = file_id(above).ok().and_then(|above| self.folders.get(&above, 0).ok());
+            self.guard_folder(above, known.unwrap_or_default() | FileId::ON_THE_WAY)
                 .map_err(io::Error::other)?;
         }
-        for above in state.ancestors().skip(1) {
-            self.guard_folder(above, FileId::ON_THE_WAY).map_err(io::Error::other)?;
-        }
-        Ok(())
+        self.guard_folder(&path, FileId::ON_THE_WAY | FileId::CLOSED).map_err(io::Error::other)
     }
 
     fn guard_folder(&mut self, folder: &Path, how: u8) -> Result<(), String> {

@@ -139,6 +139,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.take_checks(api_check.into_iter().collect());
     agent.tell_reverted(reverted.as_ref());
     agent.tell_passed_over(passed_over);
+    agent.tell_set_back();
     agent.check_history();
     agent.check_records();
     if agent.mode() == Mode::Enforce {

@@ -14,12 +14,12 @@ use portcullis_common::Mode;
 
 use super::{Options, RunError, catalogs, enforced, preflight, preflight::InUse};
 use crate::{
-    deployment::{self, AtStart, Candidate},
+    deployment::{self, AtStart, Candidate, HighWater},
     kernel::{
         check::{Check, State},
         pins,
     },
-    policy::Policy,
+    policy::{Policy, bundle::DEVICE_FILE},
     usb::{
         device::{DEVICES, Device},
         preflight as preflight_usb,
@@ -30,7 +30,7 @@ use crate::{
 const ID: &str = "ran-before";
 
 /// All checks that come from here.
-pub(super) const IDS: [&str; 2] = [ID, deployment::ID];
+pub(super) const IDS: [&str; 3] = [ID, deployment::ID, deployment::SET_BACK];
 
 /// More would make one line of health unreadable.
 const SHOWN: usize = 5;
@@ -64,9 +64,14 @@ impl First {
     /// # Errors
     /// If no policy can be read, or nothing would be allowed where nothing was enforced before.
     pub fn read(options: &Options, progress: Progress) -> Result<Self, RunError> {
-        let mut deployed = deployment::at_start(&options.catalogs.bundles(), &options.policy);
-        let has_enforced =
-            deployed.store.in_force().is_some() || enforced::was(&options.catalogs.enforced());
+        let marks = HighWater::read(Path::new(DEVICE_FILE));
+        let bundles = options.catalogs.bundles();
+        let mut deployed = deployment::at_start(&bundles, &options.policy, marks);
+        let state = &deployed.store.state;
+        // Of a state that was put back nobody can tell.
+        let has_enforced = state.confirmed.is_some()
+            || state.set_back.is_some()
+            || enforced::was(&options.catalogs.enforced());
         loop {
             let Some(candidate) = deployed.next_to_try() else {
                 let why = deployed.check(&options.policy, false).found;
@@ -181,9 +186,12 @@ impl First {
         Ok(())
     }
 
-    /// Which policy is in force, as a check.
-    pub fn check(&self, given: &Path) -> Check {
-        self.deployed.check(given, self.only_audits())
+    /// Which policy is in force, and whether it is an older one than it was, as checks.
+    pub fn checks(&mut self, given: &Path) -> Vec<Check> {
+        let mut checks = vec![self.deployed.check(given, self.only_audits())];
+        checks.extend(self.deployed.check_marks());
+        checks.append(&mut self.checks);
+        checks
     }
 
     /// Whether nothing could be enforced, so that the agent only audits.

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder},
+    io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     artifact::digest,
-    deployment::{Kept, Store},
+    deployment::{HighWater, Kept, MOST_MARKS, Place, Store},
     kernel::{
         check::{Check, State},
         pins,
@@ -52,19 +53,27 @@ pub fn check(store: &Store, only_audits: bool) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Number of the device that the agent's state is on, in the kernel's encoding; 0 if there is none.
-/// Makes the folders, as they are guarded from the beginning.
+/// Numbers of the devices that the agent's state and its high-water marks are on, in the kernel's encoding;
+/// 0 for none. Makes the folders, as they are guarded from the beginning.
 #[must_use]
-pub fn state_device(places: &Places) -> u32 {
+pub fn state_devices(places: &Places, marks: &HighWater) -> [u32; MOST_MARKS + 1] {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(places.bundles());
-    let state = made.and_then(|()| fs::metadata(&places.state));
-    state.map_or(0, |state| kernel_device(state.dev()))
+    let state = made.map(|()| places.state.clone()).ok();
+    let marks = marks.places().filter_map(|place| Some(place.file().parent()?.to_owned()));
+    let mut folders = [state].into_iter().chain(marks.map(Some));
+    std::array::from_fn(|_| {
+        let folder = folders.next().flatten();
+        let found = folder.and_then(|folder| fs::metadata(folder).ok());
+        found.map_or(0, |folder| kernel_device(folder.dev()))
+    })
 }
 
-/// Has the gates guard the agent's state.
-pub fn guard_state(shield: &mut Shield, places: &Places) -> Check {
+/// Has the gates guard the agent's state and its high-water marks. A mark that is not there is told
+/// elsewhere.
+pub fn guard_state(shield: &mut Shield, places: &Places, marks: &HighWater) -> Check {
     let (id, title) = ("shield-state", "nobody else changes the agent's state");
-    match shield.guard_state(&places.state, &places.bundles()) {
+    let guarded = shield.guard_state(&places.state, &places.bundles());
+    match guarded.and_then(|()| guard_marks(shield, marks)) {
         Ok(()) => Check::ok(id, title, places.state.display().to_string()),
         Err(error) => Check::bad(
             State::Warning,
@@ -74,6 +83,25 @@ pub fn guard_state(shield: &mut Shield, places: &Places) -> Check {
             "make the folder, or name another one with --state",
         ),
     }
+}
+
+/// Has the gates guard the high-water marks that are there.
+///
+/// # Errors
+/// If there is no more room.
+pub fn guard_marks(shield: &mut Shield, marks: &HighWater) -> io::Result<()> {
+    for place in marks.places() {
+        let guarded = match place {
+            Place::Folder(folder) => shield.guard_closed(folder),
+            // Others have variables beside it.
+            Place::Variable(file) => shield.guard_closed(file),
+        };
+        match guarded {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            guarded => guarded?,
+        }
+    }
+    Ok(())
 }
 
 /// What this binary is, for the gates to recognise the agent that comes after this one.

@@ -228,8 +228,7 @@ fn start(
     let mut first = First::read(options, progress)?;
     first.pass_preflight(options, progress)?;
     handover::check(&first.deployed.store, told_to_audit)?;
-    checks.push(first.check(&options.policy));
-    checks.append(&mut first.checks);
+    checks.append(&mut first.checks(&options.policy));
     let only_audits = first.only_audits();
     let First { base, policy, found, mode, deployed, .. } = first;
     let mut sinks = vec![Sink::stdout()];
@@ -310,13 +309,14 @@ fn start(
         interpreters: policy.choices.contains(Choices::INTERPRETERS)
             || policy.trust.kinds(Signs::CATALOG).intersects(Kinds::INTERPRETER),
         usb: policy.usb.is_some(),
-        state_device: handover::state_device(&options.catalogs),
+        state_devices: handover::state_devices(&options.catalogs, deployed.store.high_water()),
         log_level: options.log_level,
     };
     let mut gates = Gates::load(&layout, &settings)?;
     gates.shield().set_own(handover::own_digest()?);
     gates.shield().set_authority(handover::authority(&deployed.store))?;
-    checks.push(handover::guard_state(gates.shield(), &options.catalogs));
+    let marks = deployed.store.high_water();
+    checks.push(handover::guard_state(gates.shield(), &options.catalogs, marks));
     let mut ring = gates.take_events()?;
     let filling = progress(policy.rules.len() as u64, "filling the allowlist");
     // Nothing is refused before the gates are known to work.

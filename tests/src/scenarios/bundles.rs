@@ -143,7 +143,7 @@ pub(super) fn wait_for(mark: events::Mark, state: &str) -> Result<Value> {
 }
 
 /// Exits with 1, and says this.
-fn no(words: &[&str], says: &str) -> Result<()> {
+pub(super) fn no(words: &[&str], says: &str) -> Result<()> {
     let output = expect(1, words)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(said.contains(says), "{words:?} said: {said}");

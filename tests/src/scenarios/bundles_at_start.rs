@@ -1,7 +1,7 @@
 //! What an agent starts with when what was confirmed cannot be put in force.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::bundles::{KEPT, Operator, wait_for};
+use super::bundles::{KEPT, Operator, name_device, no, wait_for};
 use crate::{
     agent::{Agent, expect, portcullis, text},
     attack::install,
@@ -18,17 +18,41 @@ use crate::{
 };
 
 const SHELL: &str = "/usr/bin/busybox";
+/// Where the agent keeps its high-water mark: another filesystem than that of its state.
+const MARKS: &str = "/tmp/boot/portcullis";
+const BACKUP: &str = "/tmp/backup-of-bundles";
 
 /// The confirmed policy gives way to the one before it, and at last the device audits; but gates that an
 /// earlier agent has left are not replaced by ones that only watch.
 pub fn falls_back() -> Result<()> {
     let operator = Operator::new()?;
+    fs::create_dir_all(Path::new(MARKS).parent().context("a folder")?)?;
+    name_device(&format!("high_water = [{MARKS:?}]\n"))?;
     let agent = operator.start()?;
-    expect(0, &["policy", "push", &operator.bundle(2, true, &[])?])?;
+    let second = operator.bundle(2, true, &[])?;
+    expect(0, &["policy", "push", &second])?;
     let before = bundles()?;
-    expect(0, &["policy", "push", &operator.bundle(3, false, &[])?])?;
+    copy(KEPT, BACKUP)?;
+    let third = operator.bundle(3, false, &[])?;
+    expect(0, &["policy", "push", &third])?;
     let new = bundles()?.into_iter().find(|path| !before.contains(path)).context("a bundle")?;
+    mark_is_guarded()?;
     // The gates keep everybody from the agent's state, and take nothing over from who brings another policy.
+    operator.stop(agent)?;
+
+    // A backup of the state brings an older policy back, and everybody hears of it.
+    fs::remove_dir_all(KEPT)?;
+    copy(BACKUP, KEPT)?;
+    let mark = events::mark()?;
+    let agent = start(&operator)?;
+    let told = wait_for(mark, "set-back")?;
+    ensure!(told["bundle"]["version"] == 3, "{told}");
+    operator.holds(2, true, "the state is that of a backup")?;
+    ensure!(check("high-water")?["state"] == "failed");
+    no(&["policy", "push", &second], "is older than policy v3")?;
+    expect(0, &["policy", "push", &third])?;
+    operator.holds(3, false, "pushed again")?;
+    ensure!(check("high-water")?["state"] == "ok");
     operator.stop(agent)?;
 
     // A bundle that has lost its end.
@@ -86,6 +110,33 @@ pub fn falls_back() -> Result<()> {
     let agent = start(&operator)?;
     operator.holds(3, false, "the shell is the listed one again")?;
     operator.stop(agent)
+}
+
+fn copy(from: &str, to: &str) -> Result<()> {
+    ensure!(Command::new("/bin/cp").args(["-a", from, to]).status()?.success(), "{from} to {to}");
+    Ok(())
+}
+
+/// Nobody but the agent changes what it keeps elsewhere.
+fn mark_is_guarded() -> Result<()> {
+    let (mark, other) = (Path::new(MARKS).join("newest.json"), Path::new("/tmp/boot/other.json"));
+    let said = fs::read_to_string(&mark)?;
+    ensure!(said.contains("\"version\":3"), "{said}");
+    fs::write(other, said.replace(":3", ":2"))?;
+    let attacks = [
+        ("written", fs::write(&mark, "{}")),
+        ("removed", fs::remove_file(&mark)),
+        ("replaced", fs::rename(other, &mark)),
+        ("taken away", fs::rename(&mark, "/tmp/boot/newest.json")),
+        ("taken away with its folder", fs::rename(MARKS, "/tmp/boot/elsewhere")),
+    ];
+    for (name, attempt) in attacks {
+        let refused = attempt.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        ensure!(refused, "the mark was {name}");
+    }
+    ensure!(fs::read_to_string(&mark)? == said);
+    // What lies beside is nobody's concern.
+    Ok(fs::rename(other, "/tmp/boot/another.json")?)
 }
 
 /// As the service manager starts it.

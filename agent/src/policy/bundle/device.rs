@@ -31,6 +31,8 @@ struct DeviceFile {
     _api: Option<IgnoredAny>,
     #[serde(rename = "sink")]
     _sinks: Option<IgnoredAny>,
+    #[serde(rename = "high_water")]
+    _high_water: Option<IgnoredAny>,
 }
 
 /// A mistake in a TOML file, with its line.

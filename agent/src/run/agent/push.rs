@@ -334,12 +334,19 @@ impl Agent {
         let tried = self.deployment.trial.take();
         self.set_authority(handover::authority_between(&self.deployment.store, &next));
         let written = next.write().map_err(|error| stays(&error));
+        // After the state, or a power cut between them would look like an older state that was put back.
+        let known = |store: &Store| (store.state.newest.clone(), store.state.set_back.clone());
+        let is_newer = written.is_ok() && known(&next) != known(&self.deployment.store);
+        let troubles = if is_newer { next.set_marks() } else { Vec::new() };
         if let Err(refusal) =
             written.and_then(|()| self.put_candidate_in_force(candidate, cause, by))
         {
             self.set_authority(handover::authority(&self.deployment.store));
             if let Err(error) = self.deployment.store.write() {
                 tracing::error!("a policy that is not in force would be after a restart: {error}");
+            }
+            for trouble in self.deployment.store.set_marks() {
+                tracing::error!("what is not in force would count as accepted: {trouble}");
             }
             self.deployment.trial = tried;
             return Err(refusal);
@@ -353,7 +360,12 @@ impl Agent {
             Some(glass) => glass.then = mode,
             None => self.change_mode(mode, by),
         }
-        self.take_checks(vec![self.deployment.store.check(self.deployment.given())]);
+        let mut checks = vec![self.deployment.store.check(self.deployment.given())];
+        if is_newer {
+            self.guard_marks();
+            checks.extend(self.deployment.store.check_marks(&troubles));
+        }
+        self.take_checks(checks);
         Ok(self.view().id.clone())
     }
 
@@ -472,6 +484,14 @@ impl Agent {
     pub(super) fn tell_passed_over(&mut self, passed_over: Vec<PassedOver>) {
         for PassedOver { kept, why } in passed_over {
             self.tell_bundle(("passed-over", None), kept.as_ref(), Vec::new(), Some(why), None);
+        }
+    }
+
+    /// Tells of a state that was put back from an older copy.
+    pub(super) fn tell_set_back(&mut self) {
+        let store = &self.deployment.store;
+        if let (Some(newer), Some(check)) = (store.state.set_back.clone(), store.check_marks(&[])) {
+            self.tell_bundle(("set-back", None), Some(&newer), Vec::new(), Some(check.found), None);
         }
     }
 

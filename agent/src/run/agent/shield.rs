@@ -6,7 +6,7 @@ use super::{Agent, push::because};
 use crate::{
     control::{Refusal, caller::Caller},
     policy::break_glass::Purpose,
-    run::backend::Backend,
+    run::{backend::Backend, handover::guard_marks},
 };
 
 impl Agent {
@@ -16,6 +16,15 @@ impl Agent {
             && let Err(error) = gates.shield().set_authority(authority)
         {
             tracing::error!("the next agent will not know by whose word the gates stand: {error}");
+        }
+    }
+
+    /// Has the gates guard high-water marks that were made just now.
+    pub(super) fn guard_marks(&mut self) {
+        if let Backend::BpfLsm(gates) = &mut self.gates
+            && let Err(error) = guard_marks(gates.shield(), self.deployment.store().high_water())
+        {
+            tracing::error!("the high-water marks are not guarded: {error}");
         }
     }
 
