@@ -4,6 +4,7 @@
 //! bundles that it names lie beside it. What is written before the kernel switches, and what after it,
 //! is decided in `run::agent::push`.
 
+pub mod given;
 mod high_water;
 mod start;
 
@@ -132,6 +133,8 @@ pub struct Store {
     instead: Option<Option<Kept>>,
     /// Where else the newest is kept.
     high_water: HighWater,
+    /// Whether a copy is in force in the place of the policy file.
+    is_copy: bool,
 }
 
 impl Store {
@@ -155,7 +158,7 @@ impl Store {
     pub fn damaged(folder: &Path) -> Self {
         let (folder, state) = (folder.to_owned(), State::default());
         let high_water = HighWater::default();
-        Self { folder, state, is_damaged: true, instead: None, high_water }
+        Self { folder, state, is_damaged: true, instead: None, high_water, is_copy: false }
     }
 
     /// What is in force now: what is tried, or what was confirmed; none if it is the policy file.
@@ -170,7 +173,20 @@ impl Store {
 
     /// This is in force, whatever was confirmed.
     fn put_in_place(&mut self, kept: Option<Kept>) {
+        self.is_copy = false;
         self.instead = (kept != self.state.confirmed).then_some(kept);
+    }
+
+    /// Whether the policy file that the agent was given is in force, and no copy of it.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        self.in_force().is_none() && !self.is_copy
+    }
+
+    /// The policy file was read anew and is in force. Whether that is all that should be.
+    pub fn given_again(&mut self) -> bool {
+        self.is_copy = false;
+        self.state.confirmed.is_none()
     }
 
     /// Whether this bundle may come into force after all that were.
@@ -268,15 +284,8 @@ impl Store {
 
     fn unpack(&self, bundle: &Bundle) -> Result<PathBuf, StoreError> {
         let folder = self.folder.join(Kept::of(bundle).sha256);
-        let unpack = || -> io::Result<PathBuf> {
-            match fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            fs::create_dir(&folder)?;
-            bundle.unpack(&folder)
-        };
-        unpack().map_err(|source| StoreError::File { path: folder.clone(), source })
+        unpack_anew(bundle, &folder)
+            .map_err(|source| StoreError::File { path: folder.clone(), source })
     }
 
     fn path_of(&self, kept: &Kept) -> PathBuf {
@@ -365,6 +374,15 @@ impl Store {
         next.state.confirmed = before.filter(|_| next.instead.take().is_none());
         Some(next)
     }
+}
+
+fn unpack_anew(bundle: &Bundle, folder: &Path) -> io::Result<PathBuf> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::create_dir(folder)?;
+    bundle.unpack(folder)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ pub struct Candidate {
     pub policy: PathBuf,
     /// Whether its signers want it enforced whatever it would stop.
     pub skip_preflight: bool,
+    /// Whether it is a copy of the policy file that the agent is given.
+    pub is_copy: bool,
 }
 
 /// A bundle that was in force and could not be put in force again.
@@ -38,6 +40,8 @@ pub struct AtStart {
     left: Vec<Kept>,
     /// The policy file that the agent is given, which comes after all bundles.
     given: Option<PathBuf>,
+    /// Whether a copy of that file comes at last.
+    may_copy: bool,
     /// What is wrong with the state itself.
     damage: Option<Check>,
     /// What is wrong with the high-water marks, for people.
@@ -57,6 +61,9 @@ impl Store {
     #[must_use]
     pub fn check(&self, given: &Path) -> Check {
         let found = match self.in_force() {
+            None if self.is_copy => {
+                format!("the policy file {} as it was in force before", given.display())
+            }
             None => format!("the policy file {}", given.display()),
             Some(kept) if self.state.trial.is_some() => format!("bundle {kept}, on trial"),
             Some(kept) => format!("bundle {kept}"),
@@ -128,6 +135,7 @@ pub fn at_start(folder: &Path, given: &Path, marks: Result<HighWater, String>) -
         passed_over: Vec::new(),
         left: Vec::new(),
         given: Some(given.to_owned()),
+        may_copy: false,
         damage: None,
         mark_troubles: Vec::new(),
     };
@@ -159,6 +167,11 @@ pub fn at_start(folder: &Path, given: &Path, marks: Result<HighWater, String>) -
 }
 
 impl AtStart {
+    /// The device has enforced before: rather than nothing it takes the policy file as it was.
+    pub fn allow_copy(&mut self) {
+        self.may_copy = true;
+    }
+
     /// The next one to try, which is in force as far as the store knows from now on. A bundle that
     /// cannot be read is passed over.
     pub fn next_to_try(&mut self) -> Option<Candidate> {
@@ -166,14 +179,31 @@ impl AtStart {
             match self.store.open_kept(&kept) {
                 Ok((policy, skip_preflight)) => {
                     self.store.put_in_place(Some(kept.clone()));
-                    return Some(Candidate { kept: Some(kept), policy, skip_preflight });
+                    return Some(Candidate {
+                        kept: Some(kept),
+                        policy,
+                        skip_preflight,
+                        is_copy: false,
+                    });
                 }
                 Err(why) => self.passed_over.push(PassedOver { kept: Some(kept), why }),
             }
         }
         self.store.put_in_place(None);
-        let policy = self.given.take()?;
-        Some(Candidate { kept: None, policy, skip_preflight: false })
+        let is_copy = self.given.is_none();
+        let policy = match self.given.take() {
+            Some(given) => given,
+            None if std::mem::take(&mut self.may_copy) => match self.store.open_given() {
+                Ok(copy) => copy?,
+                Err(why) => {
+                    self.passed_over.push(PassedOver { kept: None, why });
+                    return None;
+                }
+            },
+            None => return None,
+        };
+        self.store.is_copy = is_copy;
+        Some(Candidate { kept: None, policy, skip_preflight: false, is_copy })
     }
 
     /// This one could not be put in force.
@@ -184,6 +214,7 @@ impl AtStart {
     /// This one is put in force after all, in audit mode.
     pub fn come_back_to(&mut self, candidate: &Candidate) {
         self.store.put_in_place(candidate.kept.clone());
+        self.store.is_copy = candidate.is_copy;
     }
 
     /// Whether an older copy of the state was put back, as a check; none if nobody could tell.
@@ -205,7 +236,12 @@ impl AtStart {
         let why: Vec<_> = self.passed_over.iter().map(|one| one.why.as_str()).collect();
         let how = if audits { " IN AUDIT MODE: nothing is refused" } else { "" };
         let found = format!("{}; in force instead: {}{how}", why.join("; "), ok.found);
-        Check::failed(ID, TITLE, found, "push the newest bundle again, mended if need be")
+        let mend = if self.store.is_copy && self.passed_over.iter().all(|one| one.kept.is_none()) {
+            "mend the policy file, and `portcullis policy reload`"
+        } else {
+            "push the newest bundle again, mended if need be"
+        };
+        Check::failed(ID, TITLE, found, mend)
     }
 }
 

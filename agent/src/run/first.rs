@@ -72,10 +72,19 @@ impl First {
         let has_enforced = state.confirmed.is_some()
             || state.set_back.is_some()
             || enforced::was(&options.catalogs.enforced());
+        if has_enforced {
+            deployed.allow_copy();
+        }
+        // With nothing before and after it, its own words are the clearest.
+        let mut alone = None;
         loop {
             let Some(candidate) = deployed.next_to_try() else {
-                let why = deployed.check(&options.policy, false).found;
-                return Err(RunError::NothingHolds(why));
+                let error =
+                    alone.filter(|_| deployed.passed_over.len() == 1).unwrap_or_else(|| {
+                        RunError::NothingHolds(deployed.check(&options.policy, false).found)
+                    });
+                // They have not been touched.
+                return Err(if pinned() { RunError::GatesStay(Box::new(error)) } else { error });
             };
             match load(&candidate, options, progress) {
                 Ok((base, policy, found, mode)) => {
@@ -94,11 +103,11 @@ impl First {
                     };
                     return first.unless_empty(options, progress);
                 }
-                // With nothing before it, its own words are the clearest.
-                Err(error) if deployed.passed_over.is_empty() && candidate.kept.is_none() => {
-                    return Err(error);
+                Err(error) => {
+                    let is_first = deployed.passed_over.is_empty() && candidate.kept.is_none();
+                    deployed.pass_over(&candidate, error.to_string());
+                    alone = Some(error).filter(|_| is_first);
                 }
-                Err(error) => deployed.pass_over(&candidate, error.to_string()),
             }
         }
     }
@@ -165,8 +174,7 @@ impl First {
             }
         }
         // Gates that enforce are better than new ones that only watch.
-        let are_pinned = pins::all().is_ok_and(|folders| !folders.is_empty());
-        let Some(readable) = self.readable.clone().filter(|_| !are_pinned) else {
+        let Some(readable) = self.readable.clone().filter(|_| !pinned()) else {
             let why = self.deployed.check(&options.policy, false).found;
             let message =
                 format!("no policy can be enforced, and the gates of the agent before stay: {why}");
@@ -198,6 +206,11 @@ impl First {
     pub fn only_audits(&self) -> bool {
         self.readable.as_ref() == Some(&self.candidate)
     }
+}
+
+/// Whether an agent has left its gates.
+fn pinned() -> bool {
+    pins::all().is_ok_and(|folders| !folders.is_empty())
 }
 
 fn load(

@@ -117,6 +117,9 @@ pub enum RunError {
     /// Nothing that was in force can be put in force again.
     #[error("{0}")]
     NothingHolds(String),
+    /// No policy can be read, and an earlier agent's gates go on by theirs.
+    #[error("{0}\nthe gates of the agent before stay in force")]
+    GatesStay(Box<RunError>),
     /// The file for events cannot be opened.
     #[error("event file {path}: {source}")]
     Events {
@@ -145,6 +148,7 @@ impl RunError {
             | Self::UsbPreflight(_)
             | Self::NothingHolds(_)
             | Self::Handover(_) => 1,
+            Self::GatesStay(error) => error.exit_code(),
             Self::Policy(_) | Self::Events { .. } => 2,
             Self::Lock(_) | Self::Kernel(_) | Self::Gates(_) | Self::System { .. } => 3,
         }

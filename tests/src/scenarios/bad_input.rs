@@ -1,14 +1,23 @@
 //! What is not as it should be: one clear line, the right exit code, and nothing changed.
 
-use std::{fs, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
 
 use super::{base_policy, fresh, list, sha256};
 use crate::{
-    agent::{Agent, expect, json, text},
-    attack::{Attempt, exec_path, good, install},
-    console,
+    agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
+    attack::{Attempt, evil, exec_path, good, install},
+    console, events,
 };
 
 /// Policies, manifests and arguments of every wrong kind.
@@ -124,7 +133,55 @@ pub fn bad_input() -> Result<()> {
         String::from_utf8_lossy(&output.stderr).contains("/nowhere/events: No such file"),
         "{output:?}"
     );
-    Ok(())
+    after_it_was_enforced(&policy)
+}
+
+/// A policy file that was enforced, and has mistakes when the agent is started again.
+fn after_it_was_enforced(policy: &Policy) -> Result<()> {
+    const COPY: &str = "/var/lib/portcullis/bundles/given.bundle";
+    let evil_program = Path::new("/tmp/unlisted");
+    install(evil_program, &evil("bad input")?)?;
+    let is_refused = || Ok::<_, anyhow::Error>(exec_path(evil_program)? == Attempt::Refused);
+    let agent = Agent::start(policy, "enforce", &["--skip-preflight"])?;
+    let end = Instant::now() + PATIENCE;
+    while !Path::new(COPY).exists() {
+        ensure!(Instant::now() < end, "no copy of the policy file was made");
+        sleep(Duration::from_millis(20));
+    }
+    agent.signal(Signal::KILL)?;
+    let good = fs::read_to_string(&policy.file)?;
+    fs::write(&policy.file, good.clone() + "\n[[alow]]\n")?;
+    // Of an agent that has no copy the gates go on.
+    let output = expect(2, &["run", "--policy", text(&policy.file)?, "--state", "/run/empty"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        said.contains("did you mean `allow`?")
+            && said.contains("the gates of the agent before stay"),
+        "{said}"
+    );
+    ensure!(is_refused()?, "the gates have gone");
+
+    let mark = events::mark()?;
+    let agent = Agent::start(policy, "enforce", &["--skip-preflight"])?;
+    let told = events::wait_for(mark, "the file is passed over", |event| {
+        event["type"] == "bundle" && event["state"] == "passed-over"
+    })?;
+    let why = told["message"].as_str().unwrap_or_default();
+    ensure!(why.contains("did you mean `allow`?"), "{told}");
+    ensure!(is_refused()?, "nothing is enforced any more");
+    let check = || -> Result<Value> {
+        let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
+        let mut checks = status["checks"].as_array().into_iter().flatten();
+        Ok(checks.find(|check| check["id"] == "bundles").cloned().unwrap_or_default())
+    };
+    let told = check()?;
+    let found = told["found"].as_str().unwrap_or_default();
+    ensure!(told["state"] == "failed" && found.contains("as it was in force before"), "{told}");
+    expect(2, &["policy", "reload", "--skip-preflight"])?;
+    fs::write(&policy.file, good)?;
+    expect(0, &["policy", "reload", "--skip-preflight"])?;
+    ensure!(check()?["state"] == "ok" && is_refused()?);
+    agent.stop()
 }
 
 /// `explain` says what the gates will do, for files of every sort.
@@ -159,7 +216,7 @@ pub fn explain() -> Result<()> {
             let mut arguments = vec!["explain", "--json", path];
             arguments.extend(more);
             let output = expect(if *allowed { 0 } else { 1 }, &arguments)?;
-            let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+            let answer: Value = serde_json::from_slice(&output.stdout)?;
             let seen: Vec<_> = answer[0]["uses"]
                 .as_array()
                 .into_iter()

@@ -151,6 +151,7 @@ impl Agent {
         if let Err(error) = enforced::begins(&self.places.enforced(), &self.view().id) {
             tracing::warn!("the next start will not know that this device has enforced: {error}");
         }
+        self.keep_given();
     }
 
     /// Somebody has decided that the device audits.

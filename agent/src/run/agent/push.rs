@@ -472,6 +472,15 @@ impl Agent {
         }
     }
 
+    /// The policy file that the agent was given is in force, as it is now.
+    pub(super) fn given_again(&mut self) {
+        if self.deployment.store.given_again() {
+            let check = self.deployment.store.check(self.deployment.given());
+            self.take_checks(vec![check]);
+        }
+        self.keep_given();
+    }
+
     /// Tells of what was tried when the agent before ended.
     pub(super) fn tell_reverted(&mut self, kept: Option<&Kept>) {
         if kept.is_some() {

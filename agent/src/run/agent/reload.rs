@@ -14,6 +14,7 @@ use crate::{
         preflight_refusal,
         server::{Answer, Asker, FoundOut, json},
     },
+    deployment::given,
     kernel::{gates::GatesError, layout::Hashing},
     policy::Policy,
     run::{
@@ -129,7 +130,25 @@ impl Agent {
         self.deployment.refuse_reload()?;
         self.check_candidate(&candidate, self.mode())?;
         self.put_candidate_in_force(candidate, "policy reload", by)?;
+        self.given_again();
         Ok(ReloadAnswer { policy: self.view().id.clone(), digests: self.digests })
+    }
+
+    /// Keeps a copy of the policy file while it is enforced, for a start at which it has mistakes.
+    pub(super) fn keep_given(&self) {
+        if self.mode() != Mode::Enforce || !self.deployment.store().is_given() {
+            return;
+        }
+        let (folder, file) = (self.places.bundles(), self.deployment.given().to_owned());
+        let sources = self.view().sources.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(why) = given::keep(&folder, &file, &sources) {
+                let file = file.display();
+                tracing::warn!(
+                    "no copy of {file} for the case that it has mistakes one day: {why}"
+                );
+            }
+        });
     }
 
     /// Whether a policy can be put in force now, in this mode.
