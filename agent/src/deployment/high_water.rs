@@ -16,7 +16,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Kept;
-use crate::{durable, policy::bundle::placed};
+use crate::{durable, kernel::filesystems::magic_of_file, policy::bundle::placed};
 
 /// The file in a folder that is named as a place.
 const FILE: &str = "newest.json";
@@ -246,7 +246,7 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file?,
         };
-        if rustix::fs::fstatfs(&file)?.f_type as u64 & 0xffff_ffff != EFIVARFS {
+        if magic_of_file(&file)? != EFIVARFS {
             return Ok(());
         }
         let mut flags = ioctl_getflags(&file)?;
