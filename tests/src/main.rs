@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         }
         ["switch-under-load", digests, switches] => switch_under_load(digests, switches),
         ["power-round", lowest, highest, then] => power_round(lowest, highest, *then == "end"),
+        ["efi-mark"] => scenarios::efi_mark(),
         ["beside-usbguard"] => usbguard::beside(),
         ["demo"] => return demo::commissioning(),
         ["demo", "here"] => return demo::here(),

@@ -66,6 +66,7 @@ const MODULES: &[&str] = &[
     "sha512_generic",
     "autofs4",
     "binfmt_misc",
+    "efivarfs",
 ];
 
 /// Dynamically linked programs of this machine that scenarios attack and run.

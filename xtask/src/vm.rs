@@ -59,6 +59,9 @@ pub struct Args {
     /// More words for the kernel's command line
     #[arg(long, default_value = "", value_name = "WORDS")]
     append: String,
+    /// Boot with UEFI: the folder of OVMF's OVMF_CODE_4M.fd and OVMF_VARS_4M.fd
+    #[arg(long, value_name = "DIR")]
+    uefi: Option<PathBuf>,
     /// End after this many seconds
     #[arg(long, default_value_t = 600)]
     timeout: u64,
@@ -98,6 +101,8 @@ pub struct Vm<'a> {
     pub xfs_disk: bool,
     /// A disk whose content lasts, in the place of an empty one.
     pub disk: Option<&'a Path>,
+    /// The folder of its firmware, if it has UEFI.
+    pub uefi: Option<&'a Path>,
     /// When it loses its power.
     pub cut: Option<Cut>,
     /// What to run.
@@ -130,6 +135,7 @@ impl<'a> Vm<'a> {
             share: false,
             xfs_disk: false,
             disk: None,
+            uefi: None,
             cut: None,
             command,
         }
@@ -174,6 +180,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         share: false,
         xfs_disk: false,
         disk: None,
+        uefi: args.uefi.as_deref(),
         cut: None,
         command: &args.command,
     };
@@ -245,6 +252,19 @@ impl Vm<'_> {
             let mut drive = OsString::from("if=virtio,format=raw,file=");
             drive.push(xfs_disk(work.path())?);
             devices.extend(["-drive".into(), drive]);
+        }
+        if let Some(firmware) = self.uefi {
+            let variables = work.path().join("variables.fd");
+            fs::copy(firmware.join("OVMF_VARS_4M.fd"), &variables).context("OVMF's variables")?;
+            let code = firmware.join("OVMF_CODE_4M.fd");
+            for (path, more) in [(code, ",readonly=on"), (variables, "")] {
+                let mut drive = OsString::from(format!(
+                    "if=pflash,format=raw,unit={}{more},file=",
+                    u8::from(more.is_empty())
+                ));
+                drive.push(path);
+                devices.extend(["-drive".into(), drive]);
+            }
         }
         // Software emulation of several processors dies in one boot of 150, before the first
         // process starts, of an int3 that the kernel's text patching left behind.

@@ -17,6 +17,7 @@ mod attacks_writer;
 mod bad_input;
 mod bundles;
 mod bundles_at_start;
+mod bundles_efi;
 mod bundles_network;
 mod catalogs;
 mod catalogs_hostile;
@@ -63,6 +64,7 @@ use crate::agent::{PATIENCE, Policy, text};
 pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
 pub use bundles::kill_pushes;
+pub use bundles_efi::efi_mark;
 pub use churn::million;
 pub use policy_size::many;
 
