@@ -423,6 +423,12 @@ pub fn kill_pushes(kills: u64) -> Result<()> {
             old += 1
         }
         version = found;
+        if (round + 1) % 25 == 0 {
+            println!(
+                "  {} kills so far: {old} times the policy before, {new} the new one",
+                round + 1
+            );
+        }
     }
     println!("  {kills} kills: {old} times the policy before, {new} times the new one");
     // One that nobody disturbs.
