@@ -148,6 +148,8 @@ impl Agent {
                     "no copy of {file} for the case that it has mistakes one day: {why}"
                 );
             }
+            // The policy was in memory once more.
+            crate::run::memory::release();
         });
     }
 
