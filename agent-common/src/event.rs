@@ -102,7 +102,9 @@ impl EventHeader {
         match usize::try_from(self.path_status) {
             Ok(length) if (1..=room).contains(&length) => PathStatus::Length(length - 1),
             Ok(_) => PathStatus::Errno(0),
-            Err(_) => PathStatus::Errno(self.path_status.saturating_neg()),
+            // The kernel has no numbers of errors beyond that (`MAX_ERRNO` in linux/err.h).
+            Err(_) if self.path_status < -4095 => PathStatus::Errno(0),
+            Err(_) => PathStatus::Errno(-self.path_status),
         }
     }
 }

@@ -223,8 +223,14 @@ mod tests {
     #[test]
     fn a_path_that_was_not_given_is_an_error_number() {
         let at = std::mem::offset_of!(EventHeader, path_status);
-        for (status, expected) in [(-36, Err(36)), (0, Err(0)), (9999, Err(0)), (1, Ok(Vec::new()))]
-        {
+        for (status, expected) in [
+            (-36, Err(36)),
+            (0, Err(0)),
+            (9999, Err(0)),
+            (-9999, Err(0)),
+            (i32::MIN, Err(0)),
+            (1, Ok(Vec::new())),
+        ] {
             let mut bytes = sample();
             bytes[at..at + 4].copy_from_slice(&i32::to_ne_bytes(status));
             assert_eq!(GateEvent::decode(&bytes).expect("whole").path, expected);
