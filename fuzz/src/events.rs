@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use portcullis::{
-    event::{Body, Event, SCHEMA, decode::GateEvent, enrich::Enricher, human::Line},
+    event::{Body, Event, SCHEMA, decode::GateEvent, enrich::Enricher, human::Line, json},
     sinks::{Ready, format::Format, syslog},
 };
 use portcullis_common::Ancestor;
@@ -24,10 +24,10 @@ pub fn drive(data: &[u8]) {
         body: Body::Decision(Box::new(decision)),
         repeated: None,
     };
-    let line = serde_json::to_string(&record).expect("a record is JSON");
+    let line = json::line(&record).expect("a record is JSON");
     let read: Value = serde_json::from_str(&line).expect("and is read as such");
     if let Some(hex) = read["artifact"]["path_hex"].as_str() {
-        assert_eq!(Some(hex), event.path.as_ref().ok().map(hex_of).as_deref());
+        assert_eq!(Some(hex), event.path.as_deref().ok().map(hex_of).as_deref());
     }
     one_line(&line);
     one_line(&Line(&record).to_string());
@@ -40,7 +40,7 @@ pub fn drive(data: &[u8]) {
     one_line(&syslog::message(&Ready { record: 1, event: read, body }, "host"));
 }
 
-fn hex_of(path: &Vec<u8>) -> String {
+fn hex_of(path: &[u8]) -> String {
     path.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -6,6 +6,7 @@
 pub mod decode;
 pub mod enrich;
 pub mod human;
+pub mod json;
 pub mod usb;
 
 use jiff::Timestamp;

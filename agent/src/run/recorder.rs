@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use crate::{
-    event::{Body, Event, Repeated, SCHEMA, human},
+    event::{Body, Event, Repeated, SCHEMA, human, json},
     kernel::check::{Check, State},
     policy::bundle::DEVICE_FILE,
     run::{
@@ -161,14 +161,14 @@ impl Recorder {
         self.seq += 1;
         let chain = Chain::of(&body);
         let event = Event { schema: SCHEMA, seq: self.seq, time, body, repeated };
-        let json = serde_json::to_string(&event).unwrap_or_else(|error| {
+        let written = json::line(&event).unwrap_or_else(|error| {
             // Not reached: every member of an event can be written as JSON.
             tracing::error!("record {} cannot be written: {error}", self.seq);
             format!("{{\"schema\":{SCHEMA},\"seq\":{}}}", self.seq)
         });
         let human = human::Line(&event).to_string();
         let text = human.split_once(' ').map_or("", |(_, text)| text);
-        let (place, json) = self.end.link(chain, &json, text);
+        let (place, json) = self.end.link(chain, &written, text);
         self.unsealed.0 += 1;
         self.unsealed.1.get_or_insert_with(Instant::now);
         let line = Line { json: json.into(), human: human.into() };

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::fields::text;
+use crate::event::json;
 
 /// A form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -30,10 +31,15 @@ impl Format {
         match self {
             Self::Native => line.to_owned(),
             Self::Text => text(event).to_owned(),
-            Self::Ocsf => ocsf::of(event, host).to_string(),
-            Self::Ecs => ecs::of(event, host).to_string(),
+            Self::Ocsf => written(&ocsf::of(event, host)),
+            Self::Ecs => written(&ecs::of(event, host)),
         }
     }
+}
+
+/// Values that were read as JSON can be written as such.
+fn written(value: &Value) -> String {
+    json::line(value).unwrap_or_else(|_| value.to_string())
 }
 
 /// Removes members that are null, at every depth.
