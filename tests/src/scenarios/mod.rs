@@ -159,7 +159,7 @@ pub const ALL: &[Scenario] = &[
     usual("usb-held", usb::held),
     usual("usb-guarded", usb::guarded),
     once("usb-storm", usb::storm),
-    on("usb;usbcore.authorized_default=0", "usb-plugged", usb_plugged::plugged),
+    on("usb,once;usbcore.authorized_default=0", "usb-plugged", usb_plugged::plugged),
     usual("mounted-devices", attacks_device::mounted),
     once("events-flood", events_stream::flood),
     once("events-schema", events_stream::schema),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Starts of programs, in which nothing may differ.
-const STARTS: usize = 4_000;
+const STARTS: usize = 2_000;
 
 /// Thousands of starts of listed and unlisted programs, scripts and pipelines come out exactly as
 /// without us.
