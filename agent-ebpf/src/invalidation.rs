@@ -93,7 +93,10 @@ unsafe fn judge_device(file: *const File, inode: *const Inode) -> i32 {
 pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
     let path: *const c_void = ctx.arg(0);
     // SAFETY: the hook's argument is a `const struct path *`.
-    unsafe { truncated(path_dentry(path)) }
+    unsafe {
+        let dentry = path_dentry(path);
+        truncated(dentry, dentry_inode(dentry))
+    }
 }
 
 /// `int file_truncate(struct file *file)`, from 6.2: opening with `O_TRUNC`, even read-only, and
@@ -102,16 +105,16 @@ pub fn invalidate_path_truncate(ctx: LsmContext) -> i32 {
 pub fn invalidate_file_truncate(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
-    unsafe { truncated(path_dentry(file_path(file))) }
+    // The verifier of 7.2 does not trust what is reached by way of a file's path.
+    unsafe { truncated(path_dentry(file_path(file)), file_inode(file)) }
 }
 
 /// # Safety
-/// `dentry` is a kernel pointer that the verifier tracks.
+/// `dentry` is a kernel pointer that the verifier tracks, and `inode` that of its inode.
 #[inline(always)]
-unsafe fn truncated(dentry: *const Dentry) -> i32 {
+unsafe fn truncated(dentry: *const Dentry, inode: *mut Inode) -> i32 {
     // SAFETY: by the contract.
     unsafe {
-        let inode = dentry_inode(dentry);
         if inode.is_null() {
             return 0;
         }
