@@ -20,7 +20,10 @@ use ratatui::{
         cursor::Show,
         event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+            enable_raw_mode,
+        },
     },
     layout::Rect,
 };
@@ -100,15 +103,7 @@ impl Taken {
             given_back();
             before(panic);
         }));
-        let made = execute!(stdout(), EnterAlternateScreen).and_then(|()| {
-            let viewport = match tcgetwinsize(stdout()) {
-                Ok(size) if size.ws_col > 0 && size.ws_row > 0 => Viewport::Fullscreen,
-                _ => Viewport::Fixed(USUAL),
-            };
-            let backend = CrosstermBackend::new(stdout());
-            Terminal::with_options(backend, TerminalOptions { viewport })
-        });
-        match made {
+        match execute!(stdout(), EnterAlternateScreen).and_then(|()| empty()) {
             Ok(terminal) => Ok(Self(terminal)),
             Err(error) => {
                 given_back();
@@ -118,7 +113,6 @@ impl Taken {
     }
 
     fn show(&mut self, feed: &Feed) -> io::Result<()> {
-        self.0.clear()?;
         let (mut state, mut screen) = (State::default(), Screen::new(View::Overview));
         loop {
             feed.take(&mut state);
@@ -135,7 +129,7 @@ impl Taken {
                     _ if is_interrupt => return Ok(()),
                     KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
                     // What a line's noise has done to the page is mended.
-                    KeyCode::Char('l') => self.0.clear()?,
+                    KeyCode::Char('l') => self.0 = empty()?,
                     KeyCode::Char(digit @ '1'..='9') => screen.show_number(digit),
                     KeyCode::Tab | KeyCode::Right => screen.next(),
                     KeyCode::BackTab | KeyCode::Left => screen.previous(),
@@ -149,6 +143,17 @@ impl Taken {
             }
         }
     }
+}
+
+/// An empty page. The library's own way to clear one asks the terminal where its cursor is, and not every
+/// terminal answers.
+fn empty() -> io::Result<Terminal<CrosstermBackend<io::Stdout>>> {
+    execute!(stdout(), Clear(ClearType::All))?;
+    let viewport = match tcgetwinsize(stdout()) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => Viewport::Fullscreen,
+        _ => Viewport::Fixed(USUAL),
+    };
+    Terminal::with_options(CrosstermBackend::new(stdout()), TerminalOptions { viewport })
 }
 
 impl Drop for Taken {
