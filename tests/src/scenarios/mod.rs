@@ -194,6 +194,7 @@ pub const ALSO_OLD: &[&str] = &[
     "change-after-verdict",
     "agent-ends",
     "agent-restart-without-gap",
+    "shield",
 ];
 
 /// Runs the named scenarios one after the other and says how each came out.

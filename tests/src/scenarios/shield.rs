@@ -83,7 +83,9 @@ pub fn attacked() -> Result<()> {
     }
     ordinary(pid)?;
     let status = json(&["status", "--json"])?;
-    ensure!(status["pid"] == pid && status["health"] == "ok", "{status}");
+    // Where the agent hashes, that is a warning by itself.
+    let expected = if is_old_kernel() { "warning" } else { "ok" };
+    ensure!(status["pid"] == pid && status["health"] == expected, "{status}");
     let gates = status["gates"].as_array().context("gates")?;
     let shield = gates.iter().find(|gate| gate["gate"] == "shield").context("no shield")?;
     ensure!(shield["attached"] == true && shield["pinned"] == true, "{shield}");
