@@ -54,7 +54,7 @@ pub static TASKS_ARE_COPIED: Global<u32> = Global::new(0);
 
 /// 1 if what only goes into records is copied. Where the verifier looks for a type's name in all of the
 /// kernel's BTF whenever a tracked pointer is followed (`btf_nested_type_is_trusted`, from 6.3), the
-/// programs are loaded in a third of the time then. `lockdown=confidentiality` refuses it.
+/// programs are loaded in half the time then. `lockdown=confidentiality` refuses it.
 #[unsafe(no_mangle)]
 static RECORDS_ARE_COPIED: Global<u32> = Global::new(0);
 
@@ -123,18 +123,27 @@ unsafe fn glance<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
     unsafe { copy(base, offset) }
 }
 
-/// Copies what may not be there any more; that gives zeros.
+/// Copies a member of what may not be there any more; that gives zeros.
 ///
 /// # Safety
 /// `T` is an integer, a pointer or an array of them.
 #[inline(always)]
-unsafe fn copy<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
+pub unsafe fn copy<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
+    // SAFETY: by the contract; only an address is computed.
+    unsafe { copy_at(base.byte_add(offset.load() as usize).cast()) }
+}
+
+/// Copies what lies at an address of the kernel; zeros if it cannot be read.
+///
+/// # Safety
+/// `T` is an integer, a pointer or an array of them.
+#[inline(always)]
+pub unsafe fn copy_at<T: Copy>(address: *const c_void) -> T {
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: the helper writes `T` whole or, at an address that cannot be read, zeros; every bit
     // pattern is one of `T`.
     unsafe {
-        let from = base.byte_add(offset.load() as usize);
-        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from.cast());
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address);
         value.assume_init()
     }
 }

@@ -3,14 +3,13 @@
 //! Copies from the kernel's memory, which `lockdown=confidentiality` refuses; where the kernel gives
 //! paths this code is dead and does not count.
 
-use aya_ebpf::{
-    Global,
-    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
-};
-use core::{ffi::c_void, ptr};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use core::ffi::c_void;
 use portcullis_common::Event;
 
-use crate::layout::{DENTRY_D_NAME, DENTRY_D_PARENT, File, PATH_DENTRY, QSTR_NAME, file_path};
+use crate::layout::{
+    DENTRY_D_NAME, DENTRY_D_PARENT, File, PATH_DENTRY, QSTR_NAME, copy, file_path,
+};
 
 /// What is returned if there are more folders than are followed, or a name is too long.
 const ENAMETOOLONG: i64 = 36;
@@ -31,13 +30,14 @@ pub unsafe fn names<const PATH: usize>(file: *const File, to: *mut u8) -> i64 {
     let mut at = 0;
     // SAFETY: by the contract; what cannot be read is a null pointer, which cannot be read either.
     unsafe {
-        let mut dentry = copied(file_path(file), &PATH_DENTRY);
+        let mut dentry: *const c_void = copy(file_path(file), &PATH_DENTRY);
         while at < PATH {
-            let name = copied(dentry.byte_add(DENTRY_D_NAME.load() as usize), &QSTR_NAME);
+            let name: *const c_void =
+                copy(dentry.byte_add(DENTRY_D_NAME.load() as usize), &QSTR_NAME);
             let copied_length = bpf_probe_read_kernel_str(to.add(at).cast(), room as u32, name);
             // A power of two, which only a name has that fills its room, or an error.
             too_long |= copied_length & room as i64;
-            dentry = copied(dentry, &DENTRY_D_PARENT);
+            dentry = copy(dentry, &DENTRY_D_PARENT);
             at += room;
         }
         let is_root = to.add(PATH - room).cast::<u16>().read_volatile() == ROOT;
@@ -47,19 +47,3 @@ pub unsafe fn names<const PATH: usize>(file: *const File, to: *mut u8) -> i64 {
 
 /// What the root's name is in memory.
 const ROOT: u16 = u16::from_ne_bytes(*b"/\0");
-
-/// A pointer that lies at `base + offset`.
-///
-/// # Safety
-/// None for the program: the helper checks the address.
-#[inline(always)]
-unsafe fn copied(base: *const c_void, offset: &Global<u32>) -> *const c_void {
-    let mut value: *const c_void = ptr::null();
-    // SAFETY: the helper writes one pointer.
-    unsafe {
-        let from = base.byte_add(offset.load() as usize);
-        let size = size_of::<*const c_void>() as u32;
-        bpf_probe_read_kernel((&raw mut value).cast(), size, from);
-    }
-    value
-}

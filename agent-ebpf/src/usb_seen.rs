@@ -21,13 +21,17 @@ use aya_ebpf::{
     macros::{btf_map, fentry},
     programs::FEntryContext,
 };
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::ffi::c_void;
 use portcullis_common::{
     COMM_LEN, USB_DESCRIPTORS, USB_DEVICE_DESCRIPTOR, USB_TEXT, UsbCounts, UsbLayout, UsbRecord,
     UsbText, usb_change,
 };
 
-use crate::{instructions, layout::TASK_STRUCT_MM};
+use crate::{
+    instructions,
+    layout::{TASK_STRUCT_MM, copy_at},
+    name::{Name, name},
+};
 
 /// Where everything is, once the agent knows it.
 #[btf_map(name = "PCULLIS_USB_LAYOUT")]
@@ -61,16 +65,15 @@ fn seen(ctx: &FEntryContext, came: bool) {
     // The first argument as a number, with which can be reckoned.
     let device: u64 = copy(ctx.as_ptr() as u64);
     let kind: u64 = copy(device + u64::from(layout.kind));
-    let name: u64 = copy(kind + u64::from(layout.kind_name));
-    let [first, second]: [u64; 2] = copy(name);
-    const DEVICE: [u64; 2] = words(b"usb_device\0\0\0\0\0\0");
-    const INTERFACE: [u64; 2] = words(b"usb_interface\0\0\0");
-    // With the terminating zero, and without what follows.
-    let is_device = first == DEVICE[0] && second & 0x00ff_ffff == DEVICE[1];
-    let is_interface = first == INTERFACE[0] && second & 0xffff_ffff_ffff == INTERFACE[1];
-    let (device, change) = if is_device {
+    let kind_name: u64 = copy(kind + u64::from(layout.kind_name));
+    let [first, second]: [u64; 2] = copy(kind_name);
+    const DEVICE: Name = name(b"usb_device");
+    const INTERFACE: Name = name(b"usb_interface");
+    // Both end in the first two words.
+    let found = [first, second, 0, 0];
+    let (device, change) = if DEVICE.is(&found) {
         (device, if came { usb_change::ATTACHED } else { usb_change::DETACHED })
-    } else if is_interface {
+    } else if INTERFACE.is(&found) {
         let parent = copy(device + u64::from(layout.parent));
         (parent, if came { usb_change::INTERFACE_CAME } else { usb_change::INTERFACE_WENT })
     } else {
@@ -160,24 +163,6 @@ unsafe fn text(to: *mut UsbText, place: u64) {
 /// What lies at an address of the kernel; zeros if it cannot be read.
 #[inline(always)]
 fn copy<T: Copy>(address: u64) -> T {
-    let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: the helper writes `T` whole or zeros; `T` is an integer or an array of them everywhere in
-    // this file.
-    unsafe {
-        bpf_probe_read_kernel(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            address as *const c_void,
-        );
-        value.assume_init()
-    }
-}
-
-const fn words(text: &[u8; 16]) -> [u64; 2] {
-    let (mut words, mut at) = ([0; 2], 0);
-    while at < text.len() {
-        words[at / 8] |= (text[at] as u64) << (at % 8 * 8);
-        at += 1;
-    }
-    words
+    // SAFETY: `T` is an integer or an array of them everywhere in this file.
+    unsafe { copy_at(address as *const c_void) }
 }
