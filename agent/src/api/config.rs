@@ -1,7 +1,6 @@
 //! What `[api]` in the device's file says: where the agent listens, and who may do what.
 
 use std::{
-    fs, io,
     net::SocketAddr,
     ops::Range,
     path::{Path, PathBuf},
@@ -11,7 +10,11 @@ use portcullis_common::Digest;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::{artifact::digest, control::caller::Role, policy::bundle::placed};
+use crate::{
+    artifact::digest,
+    control::caller::Role,
+    policy::bundle::{placed, read_device_file},
+};
 
 /// Where the agent listens, and who may do what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,10 +76,9 @@ impl Config {
     /// # Errors
     /// If it asks for one and cannot be understood, for people.
     pub fn read(path: &Path) -> Result<Option<Self>, String> {
-        match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("{}: {error}", path.display())),
-            Ok(text) => Self::parse(path, &text),
+        match read_device_file(path)? {
+            None => Ok(None),
+            Some(text) => Self::parse(path, &text),
         }
     }
 

@@ -16,7 +16,11 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Kept;
-use crate::{durable, kernel::filesystems::magic_of_file, policy::bundle::placed};
+use crate::{
+    durable,
+    kernel::filesystems::magic_of_file,
+    policy::bundle::{placed, read_device_file},
+};
 
 /// The file in a folder that is named as a place.
 const FILE: &str = "newest.json";
@@ -70,10 +74,9 @@ impl HighWater {
     /// # Errors
     /// If it is there and cannot be understood, for people.
     pub fn read(path: &Path) -> Result<Self, String> {
-        match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(format!("{}: {error}", path.display())),
-            Ok(text) => Self::parse(path, &text),
+        match read_device_file(path)? {
+            None => Ok(Self::default()),
+            Some(text) => Self::parse(path, &text),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What `[[sink]]` in the device's file says: where records go.
 
 use std::{
-    fs, io,
+    io,
     net::ToSocketAddrs,
     ops::Range,
     path::{Path, PathBuf},
@@ -14,7 +14,10 @@ use super::{
     Receiver, audit::Audit, file::RotatedFile, format::Format, journald::Journald, stream::Stream,
     stream::Tls, syslog::Syslog,
 };
-use crate::policy::{bundle::placed, manifest::is_name};
+use crate::policy::{
+    bundle::{placed, read_device_file},
+    manifest::is_name,
+};
 
 /// All of it.
 #[derive(Clone, Debug, Default)]
@@ -108,10 +111,9 @@ impl Config {
     /// # Errors
     /// If it is there and cannot be understood, for people.
     pub fn read(path: &Path) -> Result<Self, String> {
-        match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(format!("{}: {error}", path.display())),
-            Ok(text) => Self::parse(path, &text),
+        match read_device_file(path)? {
+            None => Ok(Self::default()),
+            Some(text) => Self::parse(path, &text),
         }
     }
 

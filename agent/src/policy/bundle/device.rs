@@ -43,16 +43,24 @@ pub fn placed(path: &Path, text: &str, offset: usize, message: &str) -> String {
     format!("{}:{line}: {message}", path.display())
 }
 
+/// Reads the device's file; none if there is none.
+///
+/// # Errors
+/// If it is there and cannot be read, for people.
+pub fn read_device_file(path: &Path) -> Result<Option<String>, String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|error| format!("{}: {error}", path.display())),
+    }
+}
+
 impl Device {
     /// Reads the file; without one the device has no name and no group.
     ///
     /// # Errors
     /// If it is there and cannot be understood, for people.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            text => text.map_err(|error| format!("{}: {error}", path.display()))?,
-        };
+        let Some(text) = read_device_file(path)? else { return Ok(Self::default()) };
         let help = "write name = \"pump-3\" and groups = [\"plant-7\"]";
         let file: DeviceFile = toml::from_str(&text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
