@@ -117,7 +117,7 @@ fn joined(names: &[u8]) -> Vec<u8> {
     path
 }
 
-fn array<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     let mut array = [0; N];
     bytes.copy_to_slice(&mut array);
     array

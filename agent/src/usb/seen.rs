@@ -14,6 +14,7 @@ use super::{
     device::{Device, is_port},
     keeper::{Known, State},
 };
+use crate::event::decode::{self, array};
 
 /// Who changed something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,14 +64,14 @@ impl Seen {
         };
         let (authorized, configuration) = (bytes.get_u8() != 0, bytes.get_u8());
         let by_kernel = bytes.get_u8() != 0;
-        let comm = take::<COMM_LEN>(bytes);
+        let comm = array::<COMM_LEN>(bytes);
         let (length, total) = (usize::from(bytes.get_u16_ne()), usize::from(bytes.get_u16_ne()));
         let port = text(bytes).ok()??;
         let texts = [text(bytes), text(bytes), text(bytes)];
         let is_no_text = texts.iter().any(Result::is_err);
         let [name, manufacturer, serial] = texts.map(Result::unwrap_or_default);
-        let first = take::<USB_DEVICE_DESCRIPTOR>(bytes);
-        let rest = take::<USB_DESCRIPTORS>(bytes);
+        let first = array::<USB_DEVICE_DESCRIPTOR>(bytes);
+        let rest = array::<USB_DESCRIPTORS>(bytes);
         if !is_port(&port) {
             return None;
         }
@@ -106,23 +107,15 @@ impl Seen {
         if is_no_text {
             device.flaw.get_or_insert_with(|| "its names cannot be read as text".into());
         }
-        let comm = comm.split(|byte| *byte == 0).next().unwrap_or_default();
-        let comm = String::from_utf8_lossy(comm).into_owned();
-        let by = (!by_kernel).then_some(Actor { pid, comm });
+        let by = (!by_kernel).then(|| Actor { pid, comm: decode::comm(&comm) });
         Some(Self { change, device, by })
     }
-}
-
-fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
-    let mut taken = [0; N];
-    bytes.copy_to_slice(&mut taken);
-    taken
 }
 
 /// A text; none if there is none, and `Err` if it is no text.
 fn text(bytes: &mut &[u8]) -> Result<Option<String>, ()> {
     let length = bytes.get_i32_ne();
-    let bytes = take::<USB_TEXT>(bytes);
+    let bytes = array::<USB_TEXT>(bytes);
     match usize::try_from(length) {
         Ok(0) => Ok(None),
         Ok(length) if length <= USB_TEXT => {
