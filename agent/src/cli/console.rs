@@ -94,19 +94,15 @@ impl Taken {
     fn take() -> io::Result<Self> {
         // From here on whatever goes wrong gives the terminal back.
         enable_raw_mode()?;
-        let given_back = || {
-            let _ = execute!(stdout(), LeaveAlternateScreen, Show);
-            let _ = disable_raw_mode();
-        };
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            given_back();
+            give_back();
             before(panic);
         }));
         match execute!(stdout(), EnterAlternateScreen).and_then(|()| empty()) {
             Ok(terminal) => Ok(Self(terminal)),
             Err(error) => {
-                given_back();
+                give_back();
                 Err(error)
             }
         }
@@ -158,7 +154,11 @@ fn empty() -> io::Result<Terminal<CrosstermBackend<io::Stdout>>> {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
-        let _ = disable_raw_mode();
+        give_back();
     }
+}
+
+fn give_back() {
+    let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+    let _ = disable_raw_mode();
 }

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use serde::Deserialize;
 
 use super::{
-    Failure, NO, Outcome, UNAVAILABLE,
+    Failure, NO, OrExit, Outcome, UNAVAILABLE,
     fleet::{self, Remote},
     output,
 };
@@ -93,18 +93,23 @@ pub fn status(args: &Args) -> Outcome {
     if let Some(fleet) = args.remote.fleet()? {
         return fleet::status(&fleet, args.json);
     }
-    let text = client::ask_text(&Request::Status).map_err(|error| match error {
-        ClientError::NoAgent => no_agent(),
-        error => error.into(),
-    })?;
-    let broken = |error: serde_json::Error| Failure { code: UNAVAILABLE, error: error.into() };
-    let page: Page = serde_json::from_str(&text).map_err(broken)?;
+    let (text, page) = ask()?;
     output::print(&if args.json { text } else { show(&page) })?;
     Ok(if page.health == "failed" { ExitCode::from(NO) } else { ExitCode::SUCCESS })
 }
 
+/// What the agent on this device says, as text and as far as it is shown here.
+pub fn ask() -> Result<(String, Page), Failure> {
+    let text = client::ask_text(&Request::Status).map_err(|error| match error {
+        ClientError::NoAgent => no_agent(),
+        error => error.into(),
+    })?;
+    let page = serde_json::from_str(&text).or_exit(UNAVAILABLE)?;
+    Ok((text, page))
+}
+
 /// A dead agent may have left its gates in force, which is what a reader must know first.
-pub fn no_agent() -> Failure {
+fn no_agent() -> Failure {
     let error = match pins::all() {
         Ok(folders) if folders.is_empty() => anyhow!("no agent runs and no gates stand"),
         Ok(_) => anyhow!(

@@ -102,17 +102,12 @@ impl Feed {
 }
 
 fn asked() -> News {
-    let page = client::ask_text(&Request::Status);
-    let text = match page {
-        Ok(text) => text,
-        Err(client::ClientError::NoAgent) => {
-            return News::Silent(format!("{:#}", status::no_agent().error));
+    match status::ask() {
+        Ok((_, page)) => {
+            let usb = client::ask_json(&Request::Usb).ok();
+            News::Holds(Box::new(page), usb.map(Box::new))
         }
-        Err(error) => return News::Silent(error.to_string()),
-    };
-    match serde_json::from_str(&text) {
-        Ok(page) => News::Holds(page, client::ask_json(&Request::Usb).ok().map(Box::new)),
-        Err(error) => News::Silent(format!("the agent's answer is not understood: {error}")),
+        Err(failure) => News::Silent(format!("{:#}", failure.error)),
     }
 }
 

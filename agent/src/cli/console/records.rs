@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     event::{human::Plain, usb::UsbChange},
-    sinks::fields::{Severity, is_alarm, kind, severity},
+    sinks::fields::{Severity, is_alarm, severity, text},
 };
 
 /// How many of a sort are remembered.
@@ -59,7 +59,7 @@ fn row(record: &Value) -> Row {
     let text = match record["type"].as_str() {
         Some("decision") => decision(record),
         Some("usb") => usb(record),
-        _ => other(record),
+        _ => text(record).to_owned(),
     };
     // Names from outside may hold anything.
     Row {
@@ -71,15 +71,15 @@ fn row(record: &Value) -> Row {
 
 /// `REFUSED /tmp/evil (unlisted), exec by sh, pid 812, uid 0`
 fn decision(record: &Value) -> String {
-    let text = |pointer| record.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let did = match text("/outcome") {
+    let said = |pointer| record.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let did = match said("/outcome") {
         "deny" => "REFUSED",
         "would-deny" => "would refuse",
         "report" => "noticed",
         "allow" => "ran",
         other => other,
     };
-    let what = match text("/artifact/path") {
+    let what = match said("/artifact/path") {
         "" => "what is no file",
         path => path,
     };
@@ -87,9 +87,9 @@ fn decision(record: &Value) -> String {
     let times = record["count"].as_u64().map(|count| format!(" {count} times")).unwrap_or_default();
     format!(
         "{did}{times} {what} ({}), {} by {}, pid {}, uid {}",
-        text("/reason"),
-        text("/gate"),
-        text("/process/comm"),
+        said("/reason"),
+        said("/gate"),
+        said("/process/comm"),
         process["pid"],
         process["uid"],
     )
@@ -98,7 +98,7 @@ fn decision(record: &Value) -> String {
 fn usb(record: &Value) -> String {
     let change: Result<UsbChange, _> = serde_json::from_value(record.clone());
     change.map_or_else(
-        |_| other(record),
+        |_| text(record).to_owned(),
         |change| {
             let device = &change.device;
             format!(
@@ -111,23 +111,4 @@ fn usb(record: &Value) -> String {
             )
         },
     )
-}
-
-/// The kind of the record, and what it says of itself.
-fn other(record: &Value) -> String {
-    const SAYING: [&str; 10] =
-        ["check", "state", "mode", "gate", "count", "cause", "found", "path", "reason", "message"];
-    let mut text = kind(record);
-    for word in SAYING {
-        match &record[word] {
-            Value::String(said) => text.push_str(&format!(" {said}")),
-            Value::Number(said) => text.push_str(&format!(" {said}")),
-            _ => {}
-        }
-    }
-    let policy = &record["policy"];
-    if let Some(name) = policy["name"].as_str() {
-        text.push_str(&format!(", policy {name} v{}", policy["version"]));
-    }
-    text
 }
