@@ -166,8 +166,6 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
     let built = build::build()?;
     let vm = Vm {
-        kernel: &kernel,
-        built: &built,
         files: args.files.as_deref(),
         rootfs: args.rootfs,
         smp: args.smp,
@@ -175,14 +173,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         mem: args.mem,
         append: &args.append,
         timeout: Duration::from_secs(args.timeout),
-        silence: Duration::MAX,
-        usb_stick: false,
-        share: false,
-        xfs_disk: false,
-        disk: None,
         uefi: args.uefi.as_deref(),
-        cut: None,
-        command: &args.command,
+        ..Vm::new(&kernel, &built, &args.command)
     };
     let ended = vm.run(|line| {
         // Whoever reads may have gone; the machine goes on to its end.

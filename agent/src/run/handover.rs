@@ -91,12 +91,9 @@ pub fn guard_state(shield: &mut Shield, places: &Places, marks: &HighWater) -> C
 /// If there is no more room.
 pub fn guard_marks(shield: &mut Shield, marks: &HighWater) -> io::Result<()> {
     for place in marks.places() {
-        let guarded = match place {
-            Place::Folder(folder) => shield.guard_closed(folder),
-            // Others have variables beside it.
-            Place::Variable(file) => shield.guard_closed(file),
-        };
-        match guarded {
+        // Of a variable the file alone, as others have theirs beside it.
+        let (Place::Folder(path) | Place::Variable(path)) = place;
+        match shield.guard_closed(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             guarded => guarded?,
         }

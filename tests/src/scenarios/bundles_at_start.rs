@@ -20,7 +20,8 @@ use crate::{
 const SHELL: &str = "/usr/bin/busybox";
 /// Where the agent keeps its high-water mark: another filesystem than that of its state.
 const MARKS: &str = "/tmp/boot/portcullis";
-const BACKUP: &str = "/tmp/backup-of-bundles";
+/// Where a backup of what the agent keeps lies.
+pub(super) const BACKUP: &str = "/tmp/backup-of-bundles";
 
 /// The confirmed policy gives way to the one before it, and at last the device audits; but gates that an
 /// earlier agent has left are not replaced by ones that only watch.
@@ -112,7 +113,7 @@ pub fn falls_back() -> Result<()> {
     operator.stop(agent)
 }
 
-fn copy(from: &str, to: &str) -> Result<()> {
+pub(super) fn copy(from: &str, to: &str) -> Result<()> {
     ensure!(Command::new("/bin/cp").args(["-a", from, to]).status()?.success(), "{from} to {to}");
     Ok(())
 }

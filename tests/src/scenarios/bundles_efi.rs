@@ -4,7 +4,6 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, ErrorKind, Write as _},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -15,12 +14,12 @@ use rustix::{
 
 use super::{
     bundles::{KEPT, Operator, name_device, no, wait_for},
+    bundles_at_start::{BACKUP, copy},
     modprobe,
 };
 use crate::{agent::expect, events};
 
 const VARIABLES: &str = "/sys/firmware/efi/efivars";
-const BACKUP: &str = "/tmp/backup-of-bundles";
 
 /// The newest bundle survives a backup of the state, and nobody but the agent changes the variable.
 pub fn efi_mark() -> Result<()> {
@@ -32,7 +31,7 @@ pub fn efi_mark() -> Result<()> {
     let agent = operator.start()?;
     let (second, third) = (operator.bundle(2, true, &[])?, operator.bundle(3, false, &[])?);
     expect(0, &["policy", "push", &second])?;
-    ensure!(Command::new("/bin/cp").args(["-a", KEPT, BACKUP]).status()?.success());
+    copy(KEPT, BACKUP)?;
     let mark = variable()?;
     says(&mark, 2)?;
     expect(0, &["policy", "push", &third])?;
@@ -58,7 +57,7 @@ pub fn efi_mark() -> Result<()> {
     operator.stop(agent)?;
 
     fs::remove_dir_all(KEPT)?;
-    ensure!(Command::new("/bin/cp").args(["-a", BACKUP, KEPT]).status()?.success());
+    copy(BACKUP, KEPT)?;
     let since = events::mark()?;
     let agent = operator.start()?;
     let told = wait_for(since, "set-back")?;
