@@ -281,20 +281,21 @@ pub fn release_orphans() -> Result<(), UsbError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::usb::descriptors::tests::made;
 
-    struct Machine(tempfile::TempDir);
+    /// Files as the kernel has them for devices.
+    pub struct Machine(tempfile::TempDir);
 
     impl Machine {
-        fn new(parameter: &str) -> Self {
+        pub fn new(parameter: &str) -> Self {
             let machine = Self(tempfile::tempdir().expect("a folder"));
             fs::write(machine.0.path().join("parameter"), parameter).expect("written");
             machine
         }
 
-        fn places(&self) -> Places {
+        pub fn places(&self) -> Places {
             let folder = self.0.path();
             Places {
                 devices: folder.join("devices"),
@@ -303,13 +304,13 @@ mod tests {
             }
         }
 
-        fn hub(&self, name: &str, default: &str) {
+        pub fn hub(&self, name: &str, default: &str) {
             let folder = self.0.path().join("devices").join(name);
             fs::create_dir_all(&folder).expect("made");
             fs::write(folder.join("authorized_default"), default).expect("written");
         }
 
-        fn device(&self, port: &str, authorized: &str) {
+        pub fn device(&self, port: &str, authorized: &str) {
             let folder = self.0.path().join("devices").join(port);
             fs::create_dir_all(&folder).expect("made");
             let bus = port.split('-').next().expect("a bus");

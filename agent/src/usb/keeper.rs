@@ -88,6 +88,8 @@ pub struct Known {
     pub error: Option<String>,
     /// Who changed something, if it was told by whom.
     pub by: Option<Actor>,
+    /// The configuration that it has, or had last.
+    configured: Option<String>,
     /// Under which rules it was judged, counted by the keeper.
     generation: u64,
     /// In which mode.
@@ -179,8 +181,7 @@ impl Keeper {
             let is_news = before.is_none_or(|before| {
                 (before.state, before.verdict.reason, &before.error)
                     != (judged.state, judged.verdict.reason, &judged.error)
-                    || before.device.configuration != judged.device.configuration
-                        && before.device.configuration.is_some()
+                    || before.configured != judged.configured && before.configured.is_some()
                     || before.device.authorized != judged.device.authorized
             });
             if is_news {
@@ -286,8 +287,12 @@ impl Keeper {
         if let Ok(configuration) = folder.text(c"bConfigurationValue") {
             device.configuration = Some(configuration).filter(|value| !value.is_empty());
         }
+        // One that is unplugged loses its configuration before it goes, and so does one that somebody
+        // takes it from, which the kernel programs tell: no verdict changes for that.
+        let had = || before.and_then(|before| before.configured.clone());
+        let configured = device.configuration.clone().or_else(had);
         let (by, generation) = (None, self.generation);
-        Known { device, verdict, state, once, error, by, generation, mode }
+        Known { device, verdict, state, once, error, by, configured, generation, mode }
     }
 
     /// What is to be told of what the kernel saw, with what the policy says about the device.
@@ -304,7 +309,8 @@ impl Keeper {
             None => self.decide(&device),
         };
         let (once, error, generation) = (false, None, self.generation);
-        Known { device, verdict, state, once, error, by, generation, mode }
+        let configured = device.configuration.clone();
+        Known { device, verdict, state, once, error, by, configured, generation, mode }
     }
 
     fn decide(&self, device: &Device) -> Verdict {
@@ -334,11 +340,36 @@ fn detached(known: &Known) -> Known {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::usb::{hold::tests::Machine, rules::Order};
 
     /// A device as it was judged.
     pub fn known(device: Device, verdict: Verdict, state: State) -> Known {
         let (once, error, generation, mode) = (false, None, 1, Mode::Enforce);
-        Known { device, verdict, state, once, error, by: None, generation, mode }
+        let configured = device.configuration.clone();
+        Known { device, verdict, state, once, error, by: None, configured, generation, mode }
+    }
+
+    #[test]
+    fn a_device_that_loses_its_configuration_is_no_news_and_another_one_is() {
+        let machine = Machine::new("-1\n");
+        machine.device("1-1", "1");
+        let configuration = machine.places().devices.join("1-1/bConfigurationValue");
+        let choose = |value: &str| fs::write(&configuration, value).expect("written");
+        let rules = Rules { default: Action::Hold, order: Order::First, rules: vec![] };
+        let mut keeper = Keeper::new(machine.places(), Arc::new(rules));
+        let mut news = || keeper.look(Mode::Audit).len();
+        choose("\n");
+        assert_eq!(news(), 1);
+        choose("1\n");
+        assert_eq!(news(), 0, "the kernel has chosen its first");
+        choose("\n");
+        assert_eq!(news(), 0, "it is on its way out, or somebody took it away");
+        choose("1\n");
+        assert_eq!(news(), 0, "the same again");
+        choose("2\n");
+        assert_eq!(news(), 1);
     }
 }

@@ -408,7 +408,7 @@ pub fn storm() -> Result<()> {
     let gone = (told(&["detached", "came-and-went"]), untold("detached"));
     println!("  {} events: {judged:?} judged and {gone:?} gone, told and counted", about.len());
     ensure!(judged.1 > 0, "nothing was only counted");
-    ensure!(judged.0 + judged.1 + lost == came, "{judged:?} and {lost} of {came}");
+    ensure!(judged.0 + judged.1 + lost == came, "{judged:?} and {lost} of {came}: {about:#?}");
     // With the end of the listed one.
     ensure!(gone.0 + gone.1 == went + 1, "{gone:?} of {went}");
     Ok(())
