@@ -18,7 +18,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use portcullis_common::{Active, Kinds, Rule, VerifiedDevice, tables};
 
-use crate::layout::{Inode, inode_device, inode_filesystem, load};
+use crate::layout::{Filesystem, Inode, inode_filesystem, load};
 
 /// Magic numbers of squashfs, erofs and ext4 (linux/magic.h), which read from their one device
 /// only. The same device can be mounted by others afterwards: by FUSE, as fuseblk, whose content
@@ -53,11 +53,9 @@ static BLOCK_DEVICE_BD_NR_SECTORS: Global<u32> = Global::new(0xffff);
 #[inline(always)]
 pub unsafe fn verified(inode: *const Inode, generation: u64, wanted: Kinds) -> Option<Rule> {
     // SAFETY: by the contract.
-    let device = unsafe { inode_device(inode) };
+    let Filesystem { device, magic } = unsafe { inode_filesystem(inode) };
     let found = VERIFIED_DEVICES.get_ptr(&device)?;
-    // SAFETY: by the contract.
-    let filesystem = unsafe { inode_filesystem(inode) };
-    if !DEVICE_ONLY.contains(&filesystem) {
+    if !DEVICE_ONLY.contains(&magic) {
         return None;
     }
     let had = DEVICE_TABLES.get_ptr(&device)?;

@@ -15,8 +15,8 @@ use portcullis_common::{Authority, Digest, FileId, Process};
 use crate::{
     appraisal::load_word,
     layout::{
-        Inode, TASKS_ARE_COPIED, Task, current_process, current_task, inode_device, inode_number,
-        own_program, program_of, task_is_traced, task_pid, task_started,
+        Inode, TASKS_ARE_COPIED, Task, current_process, current_task, inode_filesystem,
+        inode_number, own_program, program_of, task_is_traced, task_pid, task_started,
     },
     maps::VERDICTS,
 };
@@ -155,14 +155,14 @@ pub fn is_object(kind: ObjectKind, id: u32) -> bool {
 /// What is guarded of a file or folder: bits of [`FileId`].
 ///
 /// # Safety
-/// `inode` is null or a kernel pointer that the verifier tracks.
+/// `inode` is null or a kernel pointer that the verifier tracks, on the filesystem on `device`.
 #[inline(always)]
-pub unsafe fn guarded_of(inode: *const Inode) -> u8 {
+pub unsafe fn guarded_of(inode: *const Inode, device: u32) -> u8 {
     if inode.is_null() {
         return 0;
     }
     // SAFETY: by the contract.
-    let folder = unsafe { file_id(inode) };
+    let folder = unsafe { FileId { inode: inode_number(inode), device, reserved: 0 } };
     // SAFETY: points to a map value.
     FOLDERS.get_ptr(&folder).map_or(0, |guarded| unsafe { guarded.read_volatile() })
 }
@@ -172,7 +172,9 @@ pub unsafe fn guarded_of(inode: *const Inode) -> u8 {
 #[inline(always)]
 unsafe fn file_id(inode: *const Inode) -> FileId {
     // SAFETY: by the contract.
-    unsafe { FileId { inode: inode_number(inode), device: inode_device(inode), reserved: 0 } }
+    unsafe {
+        FileId { inode: inode_number(inode), device: inode_filesystem(inode).device, reserved: 0 }
+    }
 }
 
 /// Whether a filesystem is one that the agent keeps its state on.

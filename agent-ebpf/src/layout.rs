@@ -379,40 +379,45 @@ pub unsafe fn file_path(file: *const File) -> *const c_void {
     unsafe { file.byte_add(FILE_F_PATH.load() as usize).cast() }
 }
 
-/// Device number of the inode's filesystem, in the kernel's encoding.
+/// What a filesystem is known by.
+#[derive(Clone, Copy)]
+pub struct Filesystem {
+    /// Device number in the kernel's encoding.
+    pub device: u32,
+    /// Magic number (`linux/magic.h`).
+    pub magic: u64,
+}
+
+/// The inode's filesystem. Both numbers at once: each way from an inode to its superblock costs the
+/// verifier searches through all of the kernel's types ([`glance`]).
 ///
 /// # Safety
 /// `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-pub unsafe fn inode_device(inode: *const Inode) -> u32 {
+pub unsafe fn inode_filesystem(inode: *const Inode) -> Filesystem {
     // SAFETY: by the contract; an inode always has a superblock.
     unsafe {
-        load_of_task(load_of_task::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_DEV)
+        let superblock: *const c_void = load_of_task(inode, &INODE_I_SB);
+        Filesystem {
+            device: load_of_task(superblock, &SUPER_BLOCK_S_DEV),
+            magic: load_of_task(superblock, &SUPER_BLOCK_S_MAGIC),
+        }
     }
 }
 
-/// Magic number of the inode's filesystem (`linux/magic.h`).
+/// The same for records, and wherever calls of the kernel do not count: without any search.
 ///
 /// # Safety
 /// `inode` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-pub unsafe fn inode_filesystem(inode: *const Inode) -> u64 {
-    // SAFETY: by the contract; an inode always has a superblock.
-    unsafe {
-        load_of_task(load_of_task::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_MAGIC)
-    }
-}
-
-/// Number of the device and magic number of the inode's filesystem, for a record.
-///
-/// # Safety
-/// `inode` is a kernel pointer that the verifier tracks.
-#[inline(always)]
-pub unsafe fn recorded_filesystem(inode: *const Inode) -> (u32, u64) {
+pub unsafe fn rarely_filesystem(inode: *const Inode) -> Filesystem {
     // SAFETY: by the contract; an inode always has a superblock.
     unsafe {
         let superblock: *const c_void = glance(inode, &INODE_I_SB);
-        (glance(superblock, &SUPER_BLOCK_S_DEV), glance(superblock, &SUPER_BLOCK_S_MAGIC))
+        Filesystem {
+            device: glance(superblock, &SUPER_BLOCK_S_DEV),
+            magic: glance(superblock, &SUPER_BLOCK_S_MAGIC),
+        }
     }
 }
 
@@ -515,7 +520,7 @@ pub unsafe fn program_key(inode: *const Inode) -> ProgramKey {
     unsafe {
         ProgramKey {
             inode: inode_number(inode),
-            device: inode_device(inode),
+            device: inode_filesystem(inode).device,
             generation: load_of_task(inode, &INODE_I_GENERATION),
         }
     }

@@ -23,8 +23,8 @@ use crate::{
     instructions::any,
     judge::Hook,
     layout::{
-        Dentry, File, Inode, ancestor, ancestor_comm, ancestor_pid, current_task, dentry_parent,
-        file_path, inode_number, inode_size, recorded_filesystem, short_name,
+        Dentry, File, Filesystem, Inode, ancestor, ancestor_comm, ancestor_pid, current_task,
+        dentry_parent, file_path, inode_number, inode_size, rarely_filesystem, short_name,
     },
     maps::{EVENTS, count},
     names::names,
@@ -200,7 +200,7 @@ unsafe fn identify(header: *mut EventHeader, inode: *const Inode) {
     unsafe {
         (*header).inode = inode_number(inode);
         (*header).size = inode_size(inode);
-        let (device, filesystem) = recorded_filesystem(inode);
+        let Filesystem { device, magic: filesystem } = rarely_filesystem(inode);
         (*header).device = device;
         (*header).filesystem = filesystem as u32;
     }

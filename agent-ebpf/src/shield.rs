@@ -17,9 +17,9 @@ use crate::{
     instructions,
     judge::{Hook, count_outcome, judge_without_file, outcome},
     layout::{
-        Dentry, File, Inode, Task, bpf_link_id, bpf_map_name, bpf_program_id, bprm_file,
-        bprm_is_traced, current_process, dentry_inode, dentry_parent, file_inode, file_path,
-        has_short_names, inode_device, inode_filesystem, path_dentry, path_mount, short_name,
+        Dentry, File, Filesystem, Inode, Task, bpf_link_id, bpf_map_name, bpf_program_id,
+        bprm_file, bprm_is_traced, current_process, dentry_inode, dentry_parent, file_inode,
+        file_path, has_short_names, inode_filesystem, path_dentry, path_mount, short_name,
     },
     maps::active,
     name::{Name, name},
@@ -118,12 +118,13 @@ pub fn shield_unlink(ctx: LsmContext) -> i32 {
     let folder: *const Inode = ctx.arg(0);
     // SAFETY: the hook's arguments.
     unsafe {
-        if let Some(reason) = guard_of(folder) {
+        let filesystem = inode_filesystem(folder);
+        if let Some(reason) = guard_of(folder, filesystem) {
             return changed(folder, ctx.arg(1), reason);
         }
         let entry: *const Dentry = ctx.arg(1);
-        if is_state_device(inode_device(folder))
-            && guarded_of(dentry_inode(entry)) & FileId::CLOSED != 0
+        if is_state_device(filesystem.device)
+            && guarded_of(dentry_inode(entry), filesystem.device) & FileId::CLOSED != 0
         {
             return changed(folder, entry, Reason::AgentState);
         }
@@ -139,15 +140,17 @@ pub fn shield_rename(ctx: LsmContext) -> i32 {
     // Renaming does not leave a filesystem.
     // SAFETY: the hook's arguments.
     unsafe {
-        let reason = match guard_of(from) {
+        let filesystem = inode_filesystem(from);
+        let reason = match guard_of(from, filesystem) {
             Some(reason) => Some(reason),
-            None => guard_of(ctx.arg(2)),
+            None => guard_of(ctx.arg(2), filesystem),
         };
         if let Some(reason) = reason {
             return changed(from, old, reason);
         }
         let new: *const Dentry = ctx.arg(3);
-        let on_the_way = guarded_of(dentry_inode(old)) | guarded_of(dentry_inode(new));
+        let guarded = |entry| guarded_of(dentry_inode(entry), filesystem.device);
+        let on_the_way = guarded(old) | guarded(new);
         if on_the_way & FileId::ON_THE_WAY != 0 {
             return changed(from, old, Reason::GatePins);
         }
@@ -158,19 +161,19 @@ pub fn shield_rename(ctx: LsmContext) -> i32 {
 /// Why nobody changes what lies in a folder; none if anybody may.
 ///
 /// # Safety
-/// `folder` is a kernel pointer that the verifier tracks.
+/// `folder` is a kernel pointer that the verifier tracks, on that filesystem.
 #[inline(always)]
-unsafe fn guard_of(folder: *const Inode) -> Option<Reason> {
+unsafe fn guard_of(folder: *const Inode, filesystem: Filesystem) -> Option<Reason> {
     // SAFETY: by the contract.
     unsafe {
-        let reason = if inode_filesystem(folder) == BPFFS {
+        let reason = if filesystem.magic == BPFFS {
             Reason::GatePins
-        } else if is_state_device(inode_device(folder)) {
+        } else if is_state_device(filesystem.device) {
             Reason::AgentState
         } else {
             return None;
         };
-        (guarded_of(folder) & FileId::CLOSED != 0).then_some(reason)
+        (guarded_of(folder, filesystem.device) & FileId::CLOSED != 0).then_some(reason)
     }
 }
 
@@ -180,7 +183,7 @@ pub fn shield_create(ctx: LsmContext) -> i32 {
     let folder: *const Inode = ctx.arg(0);
     // SAFETY: the hook's arguments.
     unsafe {
-        match guard_of(folder) {
+        match guard_of(folder, inode_filesystem(folder)) {
             Some(reason) => changed(folder, ctx.arg(1), reason),
             None => 0,
         }
@@ -238,7 +241,11 @@ unsafe fn covered(place: *const c_void) -> i32 {
         if !is_guarded_mount(path_mount(place)) {
             return 0;
         }
-        let guarded = guarded_of(dentry_inode(path_dentry(place)));
+        let inode = dentry_inode(path_dentry(place));
+        if inode.is_null() {
+            return 0;
+        }
+        let guarded = guarded_of(inode, inode_filesystem(inode).device);
         if guarded != 0 && !is_agent() { attempted(Reason::GateMount) } else { 0 }
     }
 }
@@ -290,8 +297,9 @@ pub unsafe fn opened_for_writing(file: *const File, inode: *const Inode) -> i32 
     }
     // SAFETY: by the contract.
     unsafe {
-        if inode_filesystem(inode) != PROCFS {
-            return written(path_dentry(file_path(file)), inode);
+        let filesystem = inode_filesystem(inode);
+        if filesystem.magic != PROCFS {
+            return written_on(filesystem, path_dentry(file_path(file)), inode);
         }
         let dentry = path_dentry(file_path(file));
         if FTRACE_ENABLED.is(&short_name(dentry)) {
@@ -308,14 +316,26 @@ pub unsafe fn opened_for_writing(file: *const File, inode: *const Inode) -> i32 
 /// `dentry` and `inode` are kernel pointers that the verifier tracks, of the same file.
 #[inline(always)]
 pub unsafe fn written(dentry: *const Dentry, inode: *const Inode) -> i32 {
+    if !has_short_names() {
+        return 0;
+    }
+    // SAFETY: by the contract.
+    unsafe { written_on(inode_filesystem(inode), dentry, inode) }
+}
+
+/// # Safety
+/// As for [`written`], and the filesystem is that of both.
+#[inline(always)]
+unsafe fn written_on(filesystem: Filesystem, dentry: *const Dentry, inode: *const Inode) -> i32 {
     // SAFETY: by the contract; an entry always has a parent, which may be itself.
     unsafe {
-        if !has_short_names() || !is_state_device(inode_device(inode)) {
+        let device = filesystem.device;
+        if !is_state_device(device) {
             return 0;
         }
         let folder = dentry_inode(dentry_parent(dentry));
         // Of a variable of the firmware only the file itself is guarded.
-        if (guarded_of(folder) | guarded_of(inode)) & FileId::CLOSED != 0 {
+        if (guarded_of(folder, device) | guarded_of(inode, device)) & FileId::CLOSED != 0 {
             changed(inode, dentry, Reason::AgentState)
         } else {
             0

@@ -61,7 +61,7 @@ pub fn gate_usb(ctx: LsmContext) -> i32 {
     }
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's first argument is a `struct file *`.
-    let filesystem = unsafe { inode_filesystem(file_inode(file)) };
+    let filesystem = unsafe { inode_filesystem(file_inode(file)).magic };
     if filesystem == SYSFS { written(file) } else { 0 }
 }
 
