@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["run"] => init::run_and_finish(),
         ["bench", "exec"] => bench::exec(),
+        ["bench", "start"] => bench::agent_start(),
         ["bench", "write"] => bench::write(),
         ["bench", "usb"] => bench::usb(),
         ["bench", "interpreter"] => bench::interpreter(),

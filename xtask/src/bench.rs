@@ -16,6 +16,8 @@ use crate::{
 pub enum Bench {
     /// What a start of a program costs: bare, in audit and in enforce mode, and the first time
     Exec(Args),
+    /// What a start of the agent costs
+    Start(Args),
     /// What opening, reading, writing and mapping of files costs: bare and in enforce mode
     Write(Args),
     /// What the gate at USB's switches costs whoever reads and writes files
@@ -45,6 +47,7 @@ pub struct Args {
 pub fn bench(bench: &Bench) -> Result<ExitCode> {
     let (name, args) = match bench {
         Bench::Exec(args) => ("exec", args),
+        Bench::Start(args) => ("start", args),
         Bench::Write(args) => ("write", args),
         Bench::Usb(args) => ("usb", args),
         Bench::Interpreter(args) => ("interpreter", args),
@@ -77,6 +80,16 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     } else {
         match bench {
             Bench::Exec(_) => show(&result)?,
+            Bench::Start(_) => {
+                println!(
+                    "Linux {}, millions of guest instructions for a start of the agent:",
+                    kernel.name
+                );
+                for part in ["agent", "kernel"] {
+                    let spent = measured[part].as_u64().with_context(|| format!("no {part}"))?;
+                    println!("{part:<8}{:>8}", spent / 1_000_000);
+                }
+            }
             Bench::Write(_) => {
                 let what = "guest instructions for calls on files, 4096 bytes each";
                 let title = format!("Linux {}, {what}", kernel.name);

@@ -4,8 +4,6 @@
 //! linked binary for closed devices cannot carry along easily, and aya keeps its reader to
 //! itself. Format: Documentation/bpf/btf.rst in the kernel's tree.
 
-use std::ops::Range;
-
 use thiserror::Error;
 
 /// What is wrong with the type information, or what it lacks.
@@ -45,15 +43,16 @@ pub enum BtfError {
 
 type Result<T> = std::result::Result<T, BtfError>;
 
-const MAGIC: u16 = 0xeb9f;
+pub(super) const MAGIC: u16 = 0xeb9f;
 
 /// The kinds of type that are looked at or skipped by size (`BTF_KIND_*`, linux/btf.h).
-mod kind {
+pub(super) mod kind {
     pub const INT: u32 = 1;
     pub const ARRAY: u32 = 3;
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
     pub const ENUM: u32 = 6;
+    pub const FORWARD: u32 = 7;
     pub const TYPEDEF: u32 = 8;
     pub const VOLATILE: u32 = 9;
     pub const CONST: u32 = 10;
@@ -78,6 +77,9 @@ pub struct Btf<'a> {
     starts: Vec<usize>,
     /// For a module: the kernel's own strings, after which its strings are counted.
     base_strings: &'a [u8],
+    /// Structs, enums and functions by the hash of their names: a kernel has some 100,000 types, and the
+    /// agent asks for some 100 of them.
+    named: Vec<(u32, u32)>,
 }
 
 /// One type's fixed part.
@@ -94,7 +96,8 @@ struct Header {
     target: usize,
 }
 
-const HEADER: usize = 12;
+/// Bytes of a type's fixed part.
+pub(super) const HEADER: usize = 12;
 
 impl<'a> Btf<'a> {
     /// Reads the index of types.
@@ -116,10 +119,15 @@ impl<'a> Btf<'a> {
 
     fn parse_after(bytes: &'a [u8], base_strings: &'a [u8]) -> Result<Self> {
         let (types, strings) = sections(bytes)?;
-        let mut btf = Self { types, strings, starts: vec![0], base_strings };
+        let (starts, named) = (vec![0], Vec::new());
+        let mut btf = Self { types, strings, starts, base_strings, named };
         let mut at = 0;
         while at < types.len() {
             let header = btf.header_at(at)?;
+            if matches!(header.kind, kind::STRUCT | kind::ENUM | kind::FUNC) && header.name != 0 {
+                let id = u32::try_from(btf.starts.len()).map_err(|_| BtfError::Damaged(at))?;
+                btf.named.push((hash(btf.name(header.name)), id));
+            }
             btf.starts.push(at);
             let entry = match header.kind {
                 kind::INT | kind::VAR | kind::DECL_TAG => 4,
@@ -130,6 +138,7 @@ impl<'a> Btf<'a> {
             };
             at += HEADER + entry;
         }
+        btf.named.sort_unstable();
         if at == types.len() { Ok(btf) } else { Err(BtfError::Damaged(at)) }
     }
 
@@ -159,12 +168,8 @@ impl<'a> Btf<'a> {
 
     /// Offset in bits and bit-field width (0 if none) of a member.
     fn member(&self, structure: &str, member: &str) -> Result<(u32, u32)> {
-        for id in self.ids() {
-            let header = self.header(id)?;
-            if header.kind == kind::STRUCT
-                && self.name(header.name) == structure.as_bytes()
-                && let Some(found) = self.find_member(header, member.as_bytes(), 0)?
-            {
+        for (_, header) in self.of_name(kind::STRUCT, structure) {
+            if let Some(found) = self.find_member(header, member.as_bytes(), 0)? {
                 return Ok(found);
             }
         }
@@ -176,13 +181,10 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// If this kernel has no such enumerator.
     pub fn enumerator(&self, enumeration: &str, enumerator: &str) -> Result<u32> {
-        for id in self.ids() {
-            let header = self.header(id)?;
-            if header.kind == kind::ENUM && self.name(header.name) == enumeration.as_bytes() {
-                for entry in self.entries(header, 8) {
-                    if self.name(word(self.types, entry)?) == enumerator.as_bytes() {
-                        return word32(self.types, entry + 4);
-                    }
+        for (_, header) in self.of_name(kind::ENUM, enumeration) {
+            for entry in self.entries(header, 8) {
+                if self.name(word(self.types, entry)?) == enumerator.as_bytes() {
+                    return word32(self.types, entry + 4);
                 }
             }
         }
@@ -198,19 +200,22 @@ impl<'a> Btf<'a> {
         self.function(name).is_some()
     }
 
-    /// The number by which programs call a function of the kernel.
+    /// The number by which programs call a function of the kernel, or are attached to it.
     #[must_use]
     pub fn function(&self, name: &str) -> Option<u32> {
-        let id = self.ids().find(|id| {
-            self.header(*id).is_ok_and(|header| {
-                header.kind == kind::FUNC && self.name(header.name) == name.as_bytes()
-            })
-        });
-        id.and_then(|id| u32::try_from(id).ok())
+        self.of_name(kind::FUNC, name).next().map(|(id, _)| id)
     }
 
-    fn ids(&self) -> Range<usize> {
-        1..self.starts.len()
+    /// Types of this kind and name, the first ones first.
+    fn of_name(&self, kind: u32, name: &str) -> impl Iterator<Item = (u32, Header)> {
+        let hash = hash(name.as_bytes());
+        let first = self.named.partition_point(|(other, _)| *other < hash);
+        let same_hash = self.named[first..].iter().take_while(move |(other, _)| *other == hash);
+        same_hash.filter_map(move |(_, id)| {
+            let header = self.header(*id as usize).ok()?;
+            let is_it = header.kind == kind && self.name(header.name) == name.as_bytes();
+            is_it.then_some((*id, header))
+        })
     }
 
     /// Offset in bits and bit-field width (0 if none) of a member.
@@ -286,6 +291,11 @@ impl<'a> Btf<'a> {
     }
 }
 
+/// FNV-1a.
+fn hash(name: &[u8]) -> u32 {
+    name.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
 /// The sections of types and strings.
 fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     let magic = bytes.get(..2).ok_or(BtfError::NotBtf)?;
@@ -315,12 +325,12 @@ fn word(bytes: &[u8], at: usize) -> Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Type information made by hand: `struct outer { int a; union { const T b; int c:3; int :11,
     /// d:1; }; }` with `typedef struct { int pad; int deep; } T`, `enum e { ONE = 1, SIX = 6 }`, `void f()`.
-    fn sample() -> Vec<u8> {
+    pub fn sample() -> Vec<u8> {
         sample_after(0)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, RingBuf},
     programs::{
         Lsm, ProgramError,
@@ -111,7 +111,7 @@ impl Gates {
         let may_read_kernel = u32::from(settings.may_read_kernel);
         let copies_records = u32::from(settings.may_read_kernel && layout.looks_up_trust);
         // The programs have no relocations. Lets go of the kernel's types, 15 MB when parsed, which
-        // the new loader has read, before they are read again below.
+        // the new loader has read.
         loader.btf(None);
         for (name, value) in layout.globals() {
             loader.override_global(name, value, true);
@@ -132,7 +132,7 @@ impl Gates {
         }
         let mut ebpf = loader.load(&calls::with_fsverity(OBJECT, layout.fsverity_call))?;
         inherited.complete(&mut ebpf)?;
-        let btf = Btf::from_sys_fs()?;
+        let btf = Btf::parse(&layout.attachable, Endianness::default())?;
         let mut hooks = hooks_for(layout, settings);
         let mut usb_refused = None;
         let mut shield = Shield::take(&mut ebpf)?;

@@ -1,11 +1,15 @@
 //! Which programs stand at which hooks.
 
+use std::borrow::Cow;
+
 use aya::programs::loaded_programs;
 use portcullis_common::Gate;
 
 use crate::kernel::{
+    devices::WATCHES,
     gates::Settings,
     layout::{Hashing, Layout},
+    usb_seen,
 };
 
 /// A program and the hook it belongs to.
@@ -103,6 +107,16 @@ pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
         _ => true,
     };
     hooks.iter().filter(has).copied().collect()
+}
+
+/// The kernel's functions that programs can be attached to: those of hooks (`bpf_lsm_…`), and others.
+#[must_use]
+pub fn functions() -> Vec<Cow<'static, str>> {
+    let of_hooks = HOOKS.iter().chain(&APPRAISED_HOOKS);
+    let of_hooks = of_hooks.map(|hook| Cow::Owned(format!("bpf_lsm_{}", hook.hook)));
+    let others = WATCHES.iter().map(|watch| watch.function);
+    let others = others.chain(usb_seen::PROGRAMS.iter().map(|(_, function)| *function));
+    of_hooks.chain(others.map(Cow::Borrowed)).collect()
 }
 
 /// Whether the kernel has programs of ours, attached or on their way out. Whoever may not ask is

@@ -8,6 +8,8 @@ use thiserror::Error;
 use crate::kernel::{
     btf::{Btf, BtfError},
     devices::WATCHES,
+    hook_types::only_functions,
+    hooks,
 };
 
 /// Where the kernel gives its own type information (from 5.4, with `CONFIG_DEBUG_INFO_BTF`).
@@ -65,6 +67,8 @@ pub struct Layout {
     /// Whether a program is called for one task while it works for another on the same processor
     /// (before 5.12, from 6.2, and in later releases of 6.1).
     pub runs_when_busy: bool,
+    /// Where programs may be attached, for the loader.
+    pub attachable: Vec<u8>,
 }
 
 impl Layout {
@@ -140,6 +144,7 @@ impl Layout {
             runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur")
                 || btf.offset("bpf_prog", "active").is_err(),
             has_file_post_open: btf.has_function("bpf_lsm_file_post_open"),
+            attachable: only_functions(&btf, hooks::functions().iter().map(AsRef::as_ref)),
         })
     }
 

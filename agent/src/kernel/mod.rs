@@ -12,6 +12,7 @@ pub mod fanotify;
 pub mod filesystems;
 pub mod gates;
 mod gates_error;
+pub mod hook_types;
 pub mod hooks;
 mod inherited;
 pub mod layout;

@@ -19,7 +19,7 @@ use crate::kernel::{
 };
 
 /// Each program with the kernel's function that it is called from.
-const PROGRAMS: [(&str, &str); 2] =
+pub const PROGRAMS: [(&str, &str); 2] =
     [("seen_device_add", "device_add"), ("seen_device_del", "device_del")];
 
 /// The ring, which is made small where nobody asks.

@@ -3,10 +3,12 @@
 
 mod catalog;
 mod interpreter;
+mod start;
 mod write;
 
 pub use catalog::catalog;
 pub use interpreter::interpreter;
+pub use start::start as agent_start;
 pub use write::{usb, write};
 
 use std::{
