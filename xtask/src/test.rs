@@ -171,7 +171,9 @@ fn scenarios(built: &Built, kernels: &[Kernel], args: &Args, checks: &Checks) ->
     make_files(&files, built, kernels)?;
     // The longest first, so that no machine is left alone at the end.
     batches.sort_by_key(|batch| {
-        (!batch.machine.contains("smp2"), std::cmp::Reverse(batch.names.len()))
+        let has = |flag| batch.machine.contains(flag);
+        // Installing packages takes as long as five others.
+        (!has("smp2"), !has("packages"), std::cmp::Reverse(batch.names.len()))
     });
     let total: usize = batches.iter().map(|batch| batch.names.len()).sum();
     let workers = thread::available_parallelism().map_or(1, usize::from);
