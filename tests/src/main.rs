@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         }
         ["switch-under-load", digests, switches] => switch_under_load(digests, switches),
         ["power-round", lowest, highest, then] => power_round(lowest, highest, *then == "end"),
+        ["two-machines", "device"] => scenarios::two_machines::device(),
+        ["two-machines", "operator"] => scenarios::two_machines::operator(),
         ["efi-mark"] => scenarios::efi_mark(),
         ["beside-usbguard"] => usbguard::beside(),
         ["demo"] => return demo::commissioning(),

@@ -34,6 +34,7 @@ pub struct Contents<'a> {
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
+    "virtio_net",
     "crc32c_generic",
     "ext4",
     "xfs",

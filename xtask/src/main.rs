@@ -16,6 +16,7 @@ mod signatures;
 mod signed;
 mod suites;
 mod test;
+mod two_machines;
 mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -51,6 +52,8 @@ enum Task {
     PowerCuts(power::Args),
     /// Run every check: format, lints, unit tests, licences, and the scenarios on real kernels
     Test(test::Args),
+    /// Push policies from one machine to another over a network
+    TwoMachines(two_machines::Args),
     /// Run a command in a virtual machine that has `portcullis` on its PATH
     Vm(vm::Args),
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Task::Package(args) => package::main(&args),
         Task::PowerCuts(args) => power::main(&args),
         Task::Test(args) => test::test(&args),
+        Task::TwoMachines(args) => two_machines::main(&args),
         Task::Vm(args) => vm::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -21,7 +21,7 @@ use crate::{
     build::{self, Built},
     command::{command, quietly, run, text_of},
     kernel::{Kernel, OLD, SERIES},
-    package, power, root, setup, signatures, signed,
+    package, power, root, setup, signatures, signed, two_machines,
     vm::{Ended, Rootfs, Vm},
 };
 
@@ -43,8 +43,9 @@ pub struct Args {
 /// processors have work.
 const BATCH: usize = 5;
 
-/// What is no scenario within one machine.
+/// What are no scenarios within one machine.
 const POWER_CUTS: &str = "power-cuts";
+const TWO_MACHINES: &str = "two-machines";
 
 /// How long a batch may take.
 const TIMEOUT: Duration = Duration::from_secs(900);
@@ -300,6 +301,7 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
         .collect();
     ensure!(!all.is_empty(), "the guest program lists no scenario");
     all.push((POWER_CUTS, "power,once", "usual"));
+    all.push((TWO_MACHINES, "two,once", "usual"));
     for name in only {
         ensure!(
             all.iter().any(|(known, ..)| known == name),
@@ -341,27 +343,36 @@ fn batches<'a>(built: &Built, kernels: &'a [Kernel], args: &Args) -> Result<Vec<
     Ok(batches)
 }
 
-/// Cuts the power of a few machines, and returns how many scenarios failed.
-fn run_power_cuts(built: &Built, kernel: &Kernel) -> usize {
+/// Cuts the power of a few machines.
+fn power_cuts(built: &Built, kernel: &Kernel) -> Result<()> {
     /// A run by hand has more: `cargo xtask power-cuts`.
     const CUTS: u64 = 2;
-    let start = Instant::now();
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let done = power::cuts(kernel, built, kernel.needs(), CUTS, seed, |_| {});
+    power::cuts(kernel, built, kernel.needs(), CUTS, seed, |_| {})
+}
+
+/// Runs what has machines of its own, if this is its name, and returns how many scenarios failed.
+fn run_special(built: &Built, kernel: &Kernel, name: &str) -> Option<usize> {
+    let start = Instant::now();
+    let done = match name {
+        POWER_CUTS => power_cuts(built, kernel),
+        TWO_MACHINES => two_machines::on_one_network(kernel, built, kernel.needs(), &|_| {}),
+        _ => return None,
+    };
     let seconds = start.elapsed().as_secs_f32();
     let shown = match &done {
-        Ok(()) => format!("   {:>6} ok     {POWER_CUTS} ({seconds:.1} s)\n", kernel.name),
-        Err(error) => format!("   {:>6} FAILED {POWER_CUTS}: {error:#}\n", kernel.name),
+        Ok(()) => format!("   {:>6} ok     {name} ({seconds:.1} s)\n", kernel.name),
+        Err(error) => format!("   {:>6} FAILED {name}: {error:#}\n", kernel.name),
     };
     let _ = std::io::stdout().write_all(shown.as_bytes());
-    usize::from(done.is_err())
+    Some(usize::from(done.is_err()))
 }
 
 /// Runs one machine, once more if it was frozen, and returns how many scenarios failed.
 fn run_batch(built: &Built, files: &Files, batch: &Batch<'_>) -> usize {
     let Batch { kernel, machine, names } = batch;
-    if names.first().is_some_and(|name| name == POWER_CUTS) {
-        return run_power_cuts(built, kernel);
+    if let Some(failed) = names.first().and_then(|name| run_special(built, kernel, name)) {
+        return failed;
     }
     let mut names = names.clone();
     for last_attempt in [false, true] {

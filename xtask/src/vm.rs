@@ -103,6 +103,8 @@ pub struct Vm<'a> {
     pub disk: Option<&'a Path>,
     /// The folder of its firmware, if it has UEFI.
     pub uefi: Option<&'a Path>,
+    /// Its place on a network of two machines, as the two sockets: its own, and the other's.
+    pub network: Option<[&'a Path; 2]>,
     /// When it loses its power.
     pub cut: Option<Cut>,
     /// What to run.
@@ -136,6 +138,7 @@ impl<'a> Vm<'a> {
             xfs_disk: false,
             disk: None,
             uefi: None,
+            network: None,
             cut: None,
             command,
         }
@@ -244,6 +247,14 @@ impl Vm<'_> {
             let mut drive = OsString::from("if=virtio,format=raw,file=");
             drive.push(xfs_disk(work.path())?);
             devices.extend(["-drive".into(), drive]);
+        }
+        if let Some([own, other]) = self.network {
+            let mut network = OsString::from("dgram,id=network,local.type=unix,local.path=");
+            network.push(own);
+            network.push(",remote.type=unix,remote.path=");
+            network.push(other);
+            devices.extend(["-netdev".into(), network]);
+            devices.extend(["-device", "virtio-net-pci,netdev=network"].map(OsString::from));
         }
         if let Some(firmware) = self.uefi {
             let variables = work.path().join("variables.fd");

@@ -23,13 +23,13 @@ use crate::{
 const ADDRESS: &str = "127.0.0.1:7443";
 
 /// Certificates of a plant.
-struct Pki {
+pub(super) struct Pki {
     folder: PathBuf,
     ca: Issuer<'static, KeyPair>,
 }
 
 impl Pki {
-    fn new(folder: &str) -> Result<Self> {
+    pub(super) fn new(folder: &str) -> Result<Self> {
         let folder = fresh(folder)?.to_owned();
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
@@ -40,7 +40,7 @@ impl Pki {
         Ok(Self { folder, ca: Issuer::new(params, key) })
     }
 
-    fn make(&self, name: &str) -> Result<()> {
+    pub(super) fn make(&self, name: &str) -> Result<()> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
@@ -54,14 +54,25 @@ impl Pki {
 
     /// Runs `portcullis` on the device, as this operator.
     fn ask(&self, code: i32, name: &str, words: &[&str]) -> Result<Output> {
+        Self::ask_at(&self.folder, "pump-3=127.0.0.1", code, name, words)
+    }
+
+    /// The same with certificates that are in a folder, at another address.
+    pub(super) fn ask_at(
+        folder: &Path,
+        device: &str,
+        code: i32,
+        name: &str,
+        words: &[&str],
+    ) -> Result<Output> {
         let [cert, key, ca] =
-            [format!("{name}.pem"), format!("{name}.key"), "ca.pem".into()].map(|n| self.path(&n));
-        let way = ["--device", "pump-3=127.0.0.1", "--cert", text(&cert)?, "--key", text(&key)?];
+            [format!("{name}.pem"), format!("{name}.key"), "ca.pem".into()].map(|n| folder.join(n));
+        let way = ["--device", device, "--cert", text(&cert)?, "--key", text(&key)?];
         expect(code, &[words, &way[..], &["--ca", text(&ca)?]].concat())
     }
 }
 
-fn said(output: &Output) -> String {
+pub(super) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

@@ -39,6 +39,7 @@ mod shield;
 mod signatures;
 mod soak;
 mod soak_debian;
+pub mod two_machines;
 mod usb;
 mod usb_plugged;
 mod verified;
