@@ -14,6 +14,9 @@ use serde_json::Value;
 
 use crate::{events, init};
 
+/// What an agent says to whoever has started it.
+pub const LOG: &str = "/run/agent.log";
+
 /// How long anything may take that the agent does. Software emulation is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,8 +104,19 @@ impl Agent {
         events: &str,
         more: &[&str],
     ) -> Result<Self> {
-        let log = fs::File::create("/run/agent.log")?;
-        let mut child = Command::new(binary)
+        Self::launch(binary, policy, mode, events, more)?.comes_up()
+    }
+
+    /// Starts it and does not wait for anything.
+    pub fn launch(
+        binary: &Path,
+        policy: &Policy,
+        mode: &str,
+        events: &str,
+        more: &[&str],
+    ) -> Result<Self> {
+        let log = fs::File::create(LOG)?;
+        let child = Command::new(binary)
             .args(["run", "--policy", text(&policy.file)?, "--mode", mode, "--events", events])
             .args(more)
             .stdin(Stdio::null())
@@ -110,22 +124,29 @@ impl Agent {
             .stderr(log)
             .spawn()
             .context("starting the agent")?;
+        Ok(Self { child })
+    }
+
+    /// Waits until its gates stand.
+    pub fn comes_up(mut self) -> Result<Self> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            if let Some(status) = child.try_wait()? {
-                bail!("the agent ended with {status}: {}", fs::read_to_string("/run/agent.log")?);
+            if let Some(status) = self.has_ended()? {
+                bail!("the agent ended with {status}: {}", fs::read_to_string(LOG)?);
             }
             // Asked without starting a program, which might be refused.
             if std::os::unix::net::UnixStream::connect("/run/portcullis/agent.sock").is_ok() {
-                return Ok(Self { child });
+                return Ok(self);
             }
             sleep(Duration::from_millis(20));
         }
-        let _ = child.kill();
-        bail!(
-            "the agent did not come up in {PATIENCE:?}: {}",
-            fs::read_to_string("/run/agent.log")?
-        )
+        let _ = self.child.kill();
+        bail!("the agent did not come up in {PATIENCE:?}: {}", fs::read_to_string(LOG)?)
+    }
+
+    /// How it has ended; none if it runs.
+    pub fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Its process id.
@@ -142,11 +163,7 @@ impl Agent {
     pub fn stop_with(mut self, more: &[&str]) -> Result<()> {
         expect(0, &[&["stop"], more].concat())?;
         let status = self.child.wait()?;
-        ensure!(
-            status.success(),
-            "the agent ended with {status}: {}",
-            fs::read_to_string("/run/agent.log")?
-        );
+        ensure!(status.success(), "the agent ended with {status}: {}", fs::read_to_string(LOG)?);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod demo;
 mod dm;
 mod elf;
 mod events;
+mod faults;
 mod gadget;
 mod init;
 mod mapping;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ["power-round", lowest, highest, then] => power_round(lowest, highest, *then == "end"),
         ["two-machines", "device"] => scenarios::two_machines::device(),
         ["two-machines", "operator"] => scenarios::two_machines::operator(),
+        ["faults", seed, from, to] => return faults::main(seed, from, to),
         ["efi-mark"] => scenarios::efi_mark(),
         ["beside-usbguard"] => usbguard::beside(),
         ["demo"] => return demo::commissioning(),

@@ -21,6 +21,19 @@ fn ioctl(file: &File, request: libc::c_ulong, words: &mut [u64], name: &str) -> 
     Ok(())
 }
 
+/// Where on its disk the beginning of a file lies, in bytes.
+pub fn place_on_disk(file: &File) -> Result<u64> {
+    /// `FS_IOC_FIEMAP` (linux/fs.h).
+    const FIEMAP: libc::c_ulong = 0xc020_660b;
+    /// `FIEMAP_FLAG_SYNC` (linux/fiemap.h).
+    const SYNC: u64 = 1;
+    // `struct fiemap` with room for one `struct fiemap_extent`.
+    let mut words = [0, u64::MAX, SYNC, 1, 0, 0, 0, 0, 0, 0, 0];
+    ioctl(file, FIEMAP, &mut words, "FIEMAP")?;
+    ensure!(words[2] >> 32 == 1, "a file without a place on the disk");
+    Ok(words[5])
+}
+
 /// Writes to the beginning of a file through Linux AIO; returns how much was written.
 pub fn submit_write(file: &File, content: &[u8]) -> Result<usize> {
     /// `IOCB_CMD_PWRITE` (linux/aio_abi.h).

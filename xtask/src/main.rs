@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod debian;
 mod demo;
+mod faults;
 mod fuzz;
 mod initramfs;
 mod kernel;
@@ -44,6 +45,8 @@ enum Task {
     Bench(bench::Bench),
     /// Live a commissioning: scan, policy, audit, enforce, and attacks that are refused
     Demo(demo::Args),
+    /// Let faults strike at the moments of every change of state, drawn from a seed
+    Faults(faults::Args),
     /// Drive what reads input from outside with libFuzzer; what is found stays in `target/fuzz`
     Fuzz(fuzz::Args),
     /// Make the Debian package
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
             })
         }
         Task::Bench(bench) => bench::bench(&bench),
+        Task::Faults(args) => faults::main(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Demo(args) => demo::demo(&args),
         Task::Package(args) => package::main(&args),

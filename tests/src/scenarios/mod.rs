@@ -171,6 +171,7 @@ pub const ALL: &[Scenario] = &[
     once("agent-refuses-to-brick", life::refuses_to_brick),
     once("agent-footprint", life::footprint),
     once("agent-requests", life::requests),
+    once("faults", crate::faults::scenario),
     once("bad-input", bad_input::bad_input),
     once("explain", bad_input::explain),
     once("policy-100000-digests", policy_size::hundred_thousand),

@@ -1,0 +1,200 @@
+//! What a fault of the disk, or somebody with a screwdriver, makes of what the agent keeps.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Advice, fadvise};
+
+use super::{
+    device::{Baseline, Device, LAB, MARKS, STATE, copy},
+    invariants,
+    random::Random,
+};
+use crate::{agent::LOG, raw};
+
+/// What happens to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// It loses its end.
+    Cut,
+    /// Some bytes of it become others.
+    Garbled,
+    /// It has no bytes any more.
+    Emptied,
+    /// It is gone.
+    Removed,
+}
+
+impl Damage {
+    pub const ALL: [Self; 4] = [Self::Cut, Self::Garbled, Self::Emptied, Self::Removed];
+}
+
+/// Damages a file while no gates stand, as between two boots, and starts the agent.
+pub fn between_boots(device: &mut Device, damage: Damage, random: &mut Random) -> Result<()> {
+    let version = device.version;
+    device.stop()?;
+    let backups = [(STATE, format!("{LAB}/state")), (MARKS, format!("{LAB}/marks"))];
+    for (folder, backup) in &backups {
+        copy(folder, backup)?;
+    }
+    let file = some_file(random)?;
+    let content = fs::read(&file)?;
+    match damage {
+        Damage::Cut => {
+            let length = random.below(content.len() as u64);
+            OpenOptions::new().write(true).open(&file)?.set_len(length)?;
+            println!(
+                "  {} has lost its end after {length} of {} bytes",
+                file.display(),
+                content.len()
+            );
+        }
+        Damage::Garbled => {
+            fs::write(&file, garbled(&content, random))?;
+            println!("  {} is garbled", file.display());
+        }
+        Damage::Emptied => {
+            fs::write(&file, "")?;
+            println!("  {} is empty", file.display());
+        }
+        Damage::Removed => {
+            fs::remove_file(&file)?;
+            println!("  {} is gone", file.display());
+        }
+    }
+    device.start()?;
+    is_well_or_told(device, version, &file, &content)?;
+    device.stop()?;
+    for (folder, backup) in &backups {
+        copy(backup, folder)?;
+    }
+    (device.version, device.after_restart) = (version, version);
+    device.start()?;
+    invariants::all(device, &[version])?;
+    Ok(())
+}
+
+/// Damages a file below the filesystem, while the gates of a killed agent stand, and starts the agent.
+pub fn below_the_gates(device: &mut Device, zeros: bool, random: &mut Random) -> Result<()> {
+    let version = device.version;
+    device.kill()?;
+    rustix::fs::sync();
+    // Marks are in memory, on no disk.
+    let file = loop {
+        let file = some_file(random)?;
+        if file.starts_with(STATE) && fs::metadata(&file)?.len() > 0 {
+            break file;
+        }
+    };
+    let content = fs::read(&file)?;
+    let opened = File::open(&file)?;
+    let place = raw::place_on_disk(&opened)?;
+    let length = content.len().min(4096);
+    let new = if zeros { vec![0; length] } else { garbled(&content[..length], random) };
+    let disk = OpenOptions::new().read(true).write(true).open("/dev/vda")?;
+    let write = |bytes: &[u8]| -> Result<()> {
+        disk.write_all_at(bytes, place)?;
+        disk.sync_all()?;
+        fadvise(&opened, 0, None, Advice::DontNeed)?;
+        ensure!(fs::read(&file)?[..length] == *bytes, "{} is as it was", file.display());
+        Ok(())
+    };
+    write(&new)?;
+    println!(
+        "  the first {length} bytes of {} are {}",
+        file.display(),
+        if zeros { "zeros" } else { "garbled" }
+    );
+    match device.start() {
+        Ok(()) => {
+            is_well_or_told(device, version, &file, &content)?;
+            // What was put right, or is told, stays; a new policy is in force.
+            device.version = invariants_of_rest(device)?;
+            device.after_restart = device.version;
+        }
+        Err(error) => {
+            device.agent = None;
+            invariants::gates_hold(&[version])?;
+            invariants::nobody_answers()?;
+            let said = fs::read_to_string(LOG)?;
+            let name = file.file_name().and_then(|name| name.to_str()).context("a name")?;
+            ensure!(said.contains(name), "it does not start, and does not name {name}: {error:#}");
+            println!("  it does not start: {}", said.trim());
+            ensure!(raw::place_on_disk(&opened)? == place, "{} was moved", file.display());
+            write(&content[..length])?;
+            device.start()?;
+        }
+    }
+    if device.baseline == Baseline::Signed {
+        let next = device.next();
+        crate::agent::expect(0, &["policy", "push", &device.bundle(next)?])?;
+        device.version = next;
+    }
+    device.after_restart = device.version;
+    invariants::all(device, &[device.version])?;
+    Ok(())
+}
+
+fn invariants_of_rest(device: &Device) -> Result<u64> {
+    let status = device.status()?;
+    status["policy"]["version"].as_u64().context("no version")
+}
+
+/// The damage has changed nothing, or people are told of it.
+fn is_well_or_told(device: &Device, version: u64, file: &Path, before: &[u8]) -> Result<()> {
+    let status = device.status()?;
+    let found = status["policy"]["version"].as_u64().context("no version")?;
+    let bad = device.bad_checks()?;
+    let is_told = |name: &str| {
+        let checks = status["checks"].as_array().into_iter().flatten();
+        checks.filter_map(|check| check["found"].as_str()).any(|found| found.contains(name))
+    };
+    println!("  v{found} is in force; told: {bad:?}");
+    // Marks know of a newer policy, or bundles are damaged: one older is in force, and status is red.
+    if found != version {
+        ensure!(found < version, "v{found} is in force instead of v{version}");
+        ensure!(
+            status["health"] == "failed",
+            "v{found} is in force instead of v{version}, and health is {}",
+            status["health"]
+        );
+    }
+    invariants::gates_hold(&[found])?;
+    let name = file.file_name().and_then(|name| name.to_str()).context("a name")?;
+    let is_repaired = fs::read(file).is_ok_and(|now| now.starts_with(before) || before == now);
+    if is_repaired || found != version || is_of_no_concern(file) || !bad.is_empty() || is_told(name)
+    {
+        return Ok(());
+    }
+    bail!("nobody is told that {} was damaged: {}", file.display(), status["checks"])
+}
+
+/// What is made anew from what is known, or says something to people only.
+fn is_of_no_concern(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let is_unpacked = file
+        .strip_prefix(Path::new(STATE).join("bundles"))
+        .is_ok_and(|inside| inside.components().count() > 1);
+    // A bundle that is not in force is asked for when somebody goes back to it.
+    is_unpacked || name == "enforced.json" || name == "given.bundle" || name.ends_with(".bundle")
+}
+
+fn some_file(random: &mut Random) -> Result<PathBuf> {
+    let files = invariants::files()?;
+    ensure!(!files.is_empty(), "the agent keeps nothing");
+    let index = random.below(files.len() as u64);
+    Ok(files[usize::try_from(index)?].clone())
+}
+
+fn garbled(content: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut content = content.to_vec();
+    let at = usize::try_from(random.below(content.len() as u64)).unwrap_or_default();
+    for byte in content.iter_mut().skip(at).take(16) {
+        *byte ^= 0x55;
+    }
+    content
+}
