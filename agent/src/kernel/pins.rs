@@ -107,14 +107,35 @@ pub fn inherited(name: &str) -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join(name)).find(|path| path.exists())
 }
 
-/// Unpins everything in a folder. The kernel detaches what nobody holds any more, up to 100 ms
-/// later.
+/// Unpins everything in a folder, whatever else lies there; a link goes, and not what it points to. The
+/// kernel detaches what nobody holds any more, up to 100 ms later.
 ///
 /// # Errors
 /// If the bpffs refuses.
 pub fn remove(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        fs::remove_file(entry?.path())?;
+    if fs::symlink_metadata(folder)?.is_dir() {
+        fs::remove_dir_all(folder)
+    } else {
+        fs::remove_file(folder)
     }
-    fs::remove_dir(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_goes_but_not_what_a_link_points_to() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir_all(at("pins/folder/another")).expect("made");
+        fs::create_dir(at("precious")).expect("made");
+        fs::write(at("precious/file"), "").expect("written");
+        std::os::unix::fs::symlink(at("precious"), at("pins/folder/link")).expect("made");
+        std::os::unix::fs::symlink(at("precious"), at("link")).expect("made");
+        remove(&at("pins")).expect("removed");
+        remove(&at("link")).expect("removed");
+        assert!(!at("pins").exists() && fs::symlink_metadata(at("link")).is_err());
+        assert!(at("precious/file").exists());
+    }
 }
