@@ -106,7 +106,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     }
     let mut answered = watch_answers(&mut agent, warden);
     let (prepare, mut prepared) = mpsc::channel(1);
-    agent.watch_catalogs(&Arc::new(base)).map_err(system("watching the folder of catalogs"))?;
+    agent.watch_catalogs(&Arc::new(base));
     let usb_rules = policy.usb.clone();
     // The rules are in the kernel now; a million of them would be 40 MB here.
     drop(policy);

@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -12,7 +15,10 @@ use indicatif::ProgressBar;
 use jiff::Timestamp;
 use rustix::fs::inotify;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
     time::{Instant, sleep_until},
 };
 
@@ -187,7 +193,8 @@ fn check(reading: &Reading) -> Check {
 pub struct Watch {
     base: Arc<Policy>,
     places: Places,
-    changes: AsyncFd<std::os::fd::OwnedFd>,
+    /// None while the kernel does not let us watch anything.
+    changes: Option<AsyncFd<OwnedFd>>,
     /// How the folder looked when it was read last.
     seen: Vec<Look>,
     read: Instant,
@@ -201,19 +208,14 @@ pub struct Watch {
 type Look = (PathBuf, u64, u64, i64, i64);
 
 impl Watch {
-    /// Starts to watch, and makes the folder if it is not there.
-    ///
-    /// # Errors
-    /// If the kernel does not let us watch anything.
-    pub fn start(base: Arc<Policy>, places: Places) -> io::Result<Self> {
-        let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
-        let changes = inotify::init(flags)?;
-        // SAFETY: the descriptor is owned, stays the same and is closed when it is dropped.
-        let changes = unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }?;
+    /// Starts to watch, and makes the folder if it is not there. If the kernel does not let us watch
+    /// anything, the look each minute remains.
+    #[must_use]
+    pub fn start(base: Arc<Policy>, places: Places) -> Self {
         let mut watch = Self {
             base,
             places,
-            changes,
+            changes: None,
             seen: Vec::new(),
             read: Instant::now(),
             due: None,
@@ -223,10 +225,10 @@ impl Watch {
         let _ = fs::create_dir_all(&watch.places.folder);
         watch.begin();
         watch.seen = watch.look();
-        Ok(watch)
+        watch
     }
 
-    fn begin(&self) {
+    fn begin(&mut self) {
         use inotify::WatchFlags as On;
         let on = On::CLOSE_WRITE
             | On::MOVED_TO
@@ -235,7 +237,14 @@ impl Watch {
             | On::DELETE_SELF
             | On::MOVE_SELF
             | On::ONLYDIR;
-        if let Err(error) = inotify::add_watch(self.changes.get_ref(), &self.places.folder, on) {
+        let mut begun = || -> io::Result<()> {
+            let changes = match &self.changes {
+                Some(changes) => changes,
+                None => self.changes.insert(listen()?),
+            };
+            Ok(inotify::add_watch(changes.get_ref(), &self.places.folder, on).map(drop)?)
+        };
+        if let Err(error) = begun() {
             tracing::warn!("{} is not watched: {error}", self.places.folder.display());
         }
     }
@@ -258,9 +267,9 @@ impl Watch {
                     self.due = None;
                     return Ok(());
                 }
-                ready = self.changes.readable() => {
-                    let mut ready = ready?;
-                    drain(self.changes.get_ref().as_fd());
+                ready = told(self.changes.as_ref()) => {
+                    let (mut ready, changes) = ready?;
+                    drain(changes.get_ref().as_fd());
                     ready.clear_ready();
                     self.due = Some(Instant::now() + REST);
                 }
@@ -304,6 +313,23 @@ impl Watch {
             .collect();
         looks.sort();
         looks
+    }
+}
+
+fn listen() -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
+    let changes = inotify::init(flags)?;
+    // SAFETY: the descriptor is owned, stays the same and is closed when it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }?)
+}
+
+/// Waits until something is told, for ever if nothing ever is.
+async fn told(
+    changes: Option<&AsyncFd<OwnedFd>>,
+) -> io::Result<(AsyncFdReadyGuard<'_, OwnedFd>, &AsyncFd<OwnedFd>)> {
+    match changes {
+        Some(changes) => Ok((changes.readable().await?, changes)),
+        None => std::future::pending().await,
     }
 }
 

@@ -189,8 +189,7 @@ impl Agent {
         self.settle_dropped();
         self.take_found(found);
         // Before the next look at the folder, which would put the policy before in force again.
-        let watched = self.watch_catalogs(&base);
-        watched.map_err(|error| refusal(3, format!("catalogs are not watched: {error}")))?;
+        self.watch_catalogs(&base);
         crate::run::memory::release();
         Ok(())
     }

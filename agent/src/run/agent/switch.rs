@@ -1,6 +1,6 @@
 //! Puts the policy in force that the folder of catalogs has made.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -40,13 +40,9 @@ pub(super) fn view_of(policy: &Policy, generation: u64) -> PolicyView {
 
 impl Agent {
     /// Watches the folder, if the policy trusts signers; `base` is the policy without catalogs.
-    pub(super) fn watch_catalogs(&mut self, base: &Arc<Policy>) -> io::Result<()> {
-        self.catalogs = if base.trust.is_empty() {
-            None
-        } else {
-            Some(Watch::start(Arc::clone(base), self.places.clone())?)
-        };
-        Ok(())
+    pub(super) fn watch_catalogs(&mut self, base: &Arc<Policy>) {
+        let trusts = !base.trust.is_empty();
+        self.catalogs = trusts.then(|| Watch::start(Arc::clone(base), self.places.clone()));
     }
 
     /// Has the folder read in another thread, which sends what it has made.
