@@ -230,9 +230,17 @@ impl Recorder {
         };
         let (id, title) = ("device-key", "records are sealed by the device's key");
         let key = match &self.key {
-            Ok(key) => Check::ok(id, title, format!("key {}", hex::encode(key.public().id()))),
+            Ok(key) => match key.replaced() {
+                None => Check::ok(id, title, format!("key {}", hex::encode(key.public().id()))),
+                Some(told) => {
+                    let mend = "what was recorded before is proved by the old one; start the agent \
+                                again when receivers have the new one";
+                    Check::bad(State::Warning, id, title, told, mend)
+                }
+            },
             Err(error) => {
-                let mend = "let root write there, and start the agent again";
+                let mend = "let root write there; restore a damaged key, or remove it to have another \
+                            one made; and start the agent again";
                 Check::bad(State::Warning, id, title, error, mend)
             }
         };

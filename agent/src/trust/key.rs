@@ -230,6 +230,21 @@ impl PublicKey {
         Ok(Self { material, id: Sha256::digest(der.as_bytes()).into(), key_identifier })
     }
 
+    /// The key in PEM.
+    ///
+    /// # Errors
+    /// If the library fails, which it does not with keys that were read.
+    pub fn pem(&self) -> Result<String, KeyError> {
+        let ending = pem::LineEnding::LF;
+        let pem = match &self.material {
+            Material::Rsa(key) => key.to_public_key_pem(ending),
+            Material::P256(key) => key.to_public_key_pem(ending),
+            Material::P384(key) => key.to_public_key_pem(ending),
+            Material::Ed25519(key) => key.to_public_key_pem(ending),
+        };
+        pem.map_err(|error| KeyError::Malformed(error.to_string()))
+    }
+
     /// The key's identity: the SHA-256 of its SubjectPublicKeyInfo, as
     /// `openssl pkey -pubin -outform DER | sha256sum` prints it.
     #[must_use]
