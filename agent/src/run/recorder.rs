@@ -52,6 +52,8 @@ pub struct Recorder {
     receivers: Sinks,
     /// What was found when the spool was opened.
     found: Option<String>,
+    /// Whether records were missing then that had been on the disk.
+    has_lost: bool,
 }
 
 impl Recorder {
@@ -68,13 +70,14 @@ impl Recorder {
     /// The same with a spool that is open, and the key to seal with.
     fn new(opened: Opened, key: Result<DeviceKey, String>, sinks: Vec<Sink>) -> Self {
         let (followers, _) = broadcast::channel(FOLLOWER_QUEUE);
-        let Opened { spool, end, trouble } = opened;
+        let Opened { spool, end, trouble, has_lost } = opened;
         Self {
             seq: 0,
             end,
             spool,
             key,
             found: trouble,
+            has_lost,
             unsealed: (0, None),
             storms: Storms::default(),
             remembered: Latest::default(),
@@ -222,6 +225,10 @@ impl Recorder {
         let spool = match (trouble, &self.found) {
             (Some(trouble), _) => {
                 let found = format!("{trouble}; {waiting} wait in memory, {lost} had to make room");
+                Check::bad(State::Warning, id, title, found, mend)
+            }
+            (None, Some(found)) if self.has_lost => {
+                let mend = "look after the disk; what receivers have got is not lost";
                 Check::bad(State::Warning, id, title, found, mend)
             }
             (None, Some(found)) if bytes == 0 => Check::ok(id, title, found),

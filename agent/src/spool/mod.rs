@@ -30,7 +30,7 @@ use serde::Serialize;
 
 use crate::sync::lock;
 use chain::{Chain, End, Place};
-use segments::{Lane, Segment};
+use segments::{Damage, Lane, Segment};
 
 /// Bytes of records that wait for the disk at most.
 const MAX_WAITING: usize = 1 << 20;
@@ -202,6 +202,8 @@ pub struct Opened {
     pub end: End,
     /// What is not as it should be, for people.
     pub trouble: Option<String>,
+    /// Whether records are missing, and not only what a power cut costs.
+    pub has_lost: bool,
 }
 
 impl Spool {
@@ -209,13 +211,11 @@ impl Spool {
     /// no reason not to run: records then stay in memory.
     #[must_use]
     pub fn open(folder: &Path, bounds: Bounds) -> Opened {
-        let (lanes, end, trouble) = match read(folder, bounds) {
-            Ok((lanes, end, 0)) => (Some(lanes), end, None),
-            Ok((lanes, end, torn)) => {
-                let told = format!("{torn} bytes that were no whole record were cut off its end");
-                (Some(lanes), end, Some(told))
+        let (lanes, end, trouble, has_lost) = match read(folder, bounds) {
+            Ok((lanes, end, damage)) => (Some(lanes), end, damage.told(), damage.has_lost()),
+            Err(error) => {
+                (None, End::default(), Some(format!("{}: {error}", folder.display())), false)
             }
-            Err(error) => (None, End::default(), Some(format!("{}: {error}", folder.display()))),
         };
         let mut state = State { latest: end.record, ..State::default() };
         if let Some(lanes) = &lanes {
@@ -240,7 +240,7 @@ impl Spool {
             .spawn(move || writer.run())
             .ok();
         let spool = Self { shared, bounds, folder: folder.to_owned(), thread };
-        Opened { spool, end, trouble }
+        Opened { spool, end, trouble, has_lost }
     }
 
     /// Hands a record over without waiting for the disk.
@@ -310,8 +310,8 @@ impl Drop for Spool {
     }
 }
 
-/// Reads what is there. Returns the chains, their end, and bytes that were no whole record.
-fn read(folder: &Path, bounds: Bounds) -> io::Result<([Lane; 2], End, u64)> {
+/// Reads what is there. Returns the chains, their end, and what is wrong.
+fn read(folder: &Path, bounds: Bounds) -> io::Result<([Lane; 2], End, Damage)> {
     if !folder.is_dir() {
         if let Some(above) = folder.parent() {
             fs::create_dir_all(above)?;
@@ -331,7 +331,7 @@ fn read(folder: &Path, bounds: Bounds) -> io::Result<([Lane; 2], End, u64)> {
     // A sink may have got what the disk never had.
     let acknowledged = cursor::highest(folder);
     end.record = main.end.1.max(allowed.end.1).max(acknowledged);
-    Ok(([main.lane, allowed.lane], end, main.torn + allowed.torn))
+    Ok(([main.lane, allowed.lane], end, main.damage.and(allowed.damage)))
 }
 
 #[cfg(test)]

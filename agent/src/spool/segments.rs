@@ -53,8 +53,62 @@ pub struct Found {
     pub lane: Lane,
     /// Its end, and the number of the latest record.
     pub end: (Head, u64),
-    /// Bytes at its end that were no whole record: what a power cut leaves.
-    pub torn: u64,
+    /// What is wrong with it.
+    pub damage: Damage,
+}
+
+/// What was found that is not as it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Bytes at the end of files that were no whole record: what a power cut leaves.
+    torn: u64,
+    /// Whole lines among them, which no power cut makes, and files in which nothing is.
+    spoilt: Vec<String>,
+    /// Newest files in which nothing is, which a power cut makes too.
+    empty: Vec<String>,
+    /// Records that are not there between two that are.
+    missing: Vec<String>,
+}
+
+impl Damage {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.torn += other.torn;
+        self.spoilt.extend(other.spoilt);
+        self.empty.extend(other.empty);
+        self.missing.extend(other.missing);
+        self
+    }
+
+    /// Whether records are lost that were on the disk.
+    #[must_use]
+    pub fn has_lost(&self) -> bool {
+        !self.spoilt.is_empty() || !self.missing.is_empty()
+    }
+
+    /// For people; none if all is well.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        /// More would make the line unreadable.
+        const SHOWN: usize = 3;
+        let torn = (self.torn > 0)
+            .then(|| format!("{} bytes that were no whole record were cut off its end", self.torn));
+        let list = |what: &str, all: &[String]| {
+            let more = all.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown = &all[..all.len().min(SHOWN)];
+            (!all.is_empty()).then(|| format!("{what} {}{more}", shown.join(", ")))
+        };
+        let all = [
+            list("records are missing:", &self.missing),
+            list("damaged:", &self.spoilt),
+            list("nothing is in", &self.empty),
+            torn,
+        ];
+        let all: Vec<_> = all.into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
 }
 
 impl Lane {
@@ -72,13 +126,24 @@ impl Lane {
         }
         // Numbers have the same width.
         paths.sort();
-        let (mut end, mut torn, mut segments) = ((Head::default(), 0), 0, Vec::new());
+        let mut segments: Vec<Segment> = Vec::new();
+        let (mut end, mut damage) = ((Head::default(), 0), Damage::default());
         let count = paths.len();
         for (index, path) in paths.into_iter().enumerate() {
             let looked = look(&path, index + 1 == count)?;
-            torn += looked.torn;
+            damage.torn += looked.torn;
+            if looked.segment.is_none() && looked.torn == 0 && index + 1 == count {
+                damage.empty.push(path.display().to_string());
+            } else if looked.is_spoilt {
+                damage.spoilt.push(path.display().to_string());
+            }
             match looked.segment {
                 Some((segment, head)) => {
+                    let expected = end.0.link + 1;
+                    if !segments.is_empty() && segment.first_link > expected {
+                        let (word, last) = (chain.word(), segment.first_link - 1);
+                        damage.missing.push(format!("{word} {expected} to {last}"));
+                    }
                     end = (head, segment.last_record);
                     segments.push(segment);
                 }
@@ -97,7 +162,7 @@ impl Lane {
             dirty: false,
             made: false,
         };
-        Ok(Found { lane, end, torn })
+        Ok(Found { lane, end, damage })
     }
 
     /// Appends lines: all of them or none. They are on the disk after [`Self::sync`].
@@ -218,6 +283,8 @@ fn first_link(path: &Path, chain: Chain) -> Option<u64> {
 struct Looked {
     segment: Option<(Segment, Head)>,
     torn: u64,
+    /// Whether more is wrong than a record that was not written to its end.
+    is_spoilt: bool,
 }
 
 /// The places of every whole record in a file, with the offset after each; up to the first that is none.
@@ -259,8 +326,11 @@ fn look(path: &Path, is_newest: bool) -> io::Result<Looked> {
         (first, found)
     };
     let (Some((first, ..)), Some((last, head, end))) = (first, rest.last().copied()) else {
-        return Ok(Looked { segment: None, torn: length });
+        let is_spoilt = !is_newest || text.contains(&b'\n');
+        return Ok(Looked { segment: None, torn: length, is_spoilt });
     };
+    let left = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(end);
+    let is_spoilt = text[text.len().saturating_sub(left)..].contains(&b'\n');
     let bytes = end as u64;
     if bytes < length {
         // On a disk that cannot be written it stays, and is not read.
@@ -273,5 +343,5 @@ fn look(path: &Path, is_newest: bool) -> io::Result<Looked> {
         last_record: last.record,
         bytes,
     };
-    Ok(Looked { segment: Some((segment, head)), torn: length - bytes })
+    Ok(Looked { segment: Some((segment, head)), torn: length - bytes, is_spoilt })
 }

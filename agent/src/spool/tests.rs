@@ -228,7 +228,7 @@ fn a_disk_that_takes_nothing_leaves_memory_bounded() {
     let folder = state.path().join("spool");
     fs::write(&folder, "").expect("written");
     let bounds = Bounds { memory: 64 << 10, ..Bounds::default() };
-    let Opened { spool, mut end, trouble } = Spool::open(&folder, bounds);
+    let Opened { spool, mut end, trouble, .. } = Spool::open(&folder, bounds);
     assert!(trouble.is_some());
     let mut reader = spool.reader("near");
     let line = |end: &mut End, chain| end.link(chain, "{\"type\":\"test\"}", &"x".repeat(500));
@@ -255,7 +255,7 @@ fn a_disk_that_takes_nothing_leaves_memory_bounded() {
         thread::sleep(Duration::from_millis(20));
     }
     drop(spool);
-    let Opened { spool, end: found, trouble } = Spool::open(&folder, bounds);
+    let Opened { spool, end: found, trouble, .. } = Spool::open(&folder, bounds);
     assert_eq!((trouble, found), (None, end));
     assert_eq!(spool.reader("far").next(0, 1 << 20, SOON).len(), status.waiting);
     assert_eq!(fs::metadata(&folder).expect("there").permissions().mode() & 0o777, 0o700);
@@ -328,4 +328,38 @@ fn tampering_is_found() {
     };
     assert_eq!(tried(&twice), []);
     assert!(!tried(&|lines| lines[5] = "{}".into()).is_empty());
+}
+
+#[test]
+fn what_is_lost_on_the_disk_is_told() {
+    let bounds = Bounds { disk: 2 << 20, ..Bounds::default() };
+    let mut device = Device::new(bounds);
+    (1..=600).for_each(|n| device.event(Chain::Main, n));
+    device.restart();
+    let mut files = device.files();
+    files.sort();
+    assert!(files.len() > 3, "no rotation was tried");
+    let folder = device.folder();
+    drop(device.spool.take());
+    let told = || {
+        let opened = Spool::open(&folder, bounds);
+        (opened.has_lost, opened.trouble.unwrap_or_default())
+    };
+    assert_eq!(told(), (false, String::new()));
+    // The end of the last line.
+    let newest = files.last().expect("one");
+    let text = fs::read(newest).expect("read");
+    fs::write(newest, &text[..text.len() - 9]).expect("written");
+    let (has_lost, why) = told();
+    assert!(!has_lost && why.contains("cut off its end"), "{why}");
+    // A whole line.
+    let mut text = fs::read(newest).expect("read");
+    text[2] ^= 1;
+    fs::write(newest, &text).expect("written");
+    let (has_lost, why) = told();
+    assert!(has_lost && why.contains("damaged: "), "{why}");
+    // A file in the middle.
+    fs::remove_file(&files[1]).expect("removed");
+    let (has_lost, why) = told();
+    assert!(has_lost && why.contains("records are missing: main "), "{why}");
 }
