@@ -56,6 +56,9 @@ pub enum GatesError {
     /// The map of verdicts could not be shared.
     #[error("sharing the map of verdicts failed: {0}")]
     Records(#[source] std::io::Error),
+    /// Which devices carry filesystems is not known.
+    #[error("finding out which devices carry mounted filesystems failed: {0}")]
+    Mounts(#[source] std::io::Error),
     /// The programs could not be told who the agent is.
     #[error("reading the agent's own start from /proc/self/stat failed: {0}")]
     Process(#[source] std::io::Error),

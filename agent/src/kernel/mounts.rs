@@ -29,33 +29,50 @@ pub fn changes() -> io::Result<File> {
 /// kernel's encoding: nothing, or all that lies below the filesystems that are mounted in the mount
 /// namespaces of the processes that run now. That is the device of the filesystem, the disk of a
 /// partition, the parts of a volume.
-#[must_use]
-pub fn closed_devices(choices: Choices) -> BTreeSet<u32> {
+///
+/// # Errors
+/// If they cannot all be found, because this process may open no more files.
+pub fn closed_devices(choices: Choices) -> io::Result<BTreeSet<u32>> {
     let mut found = Search::default();
     if choices.contains(Choices::MOUNTED_DEVICES_CLOSED) {
-        in_every_namespace().iter().for_each(|mount| found.mount(mount));
+        in_every_namespace()?.iter().for_each(|mount| found.mount(mount));
     }
-    found.devices
+    match found.trouble {
+        None => Ok(found.devices),
+        Some(error) => Err(error),
+    }
 }
 
 /// The mounts of each namespace.
-fn in_every_namespace() -> Vec<Mount> {
+fn in_every_namespace() -> io::Result<Vec<Mount>> {
     let mut seen = HashSet::new();
     let mut mounts = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let process = entry.path();
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
         // What is no process has no namespace, and a process may end meanwhile.
         let Ok(namespace) = fs::metadata(process.join("ns/mnt")) else { continue };
         if seen.insert(namespace.ino()) {
-            mounts.extend(mountpoints::of_process(&process).into_iter().flatten());
+            match mountpoints::of_process(&process) {
+                Err(error) if is_shortage(&error) => return Err(error),
+                found => mounts.extend(found.into_iter().flatten()),
+            }
         }
     }
-    mounts
+    Ok(mounts)
+}
+
+/// Whether nothing is wrong with what was asked for, and this process has no means left to ask.
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| shortages.contains(&error))
 }
 
 #[derive(Default)]
 struct Search {
     devices: BTreeSet<u32>,
+    /// Why there may be more.
+    trouble: Option<io::Error>,
 }
 
 impl Search {
@@ -67,6 +84,17 @@ impl Search {
             && metadata.file_type().is_block_device()
         {
             self.device(metadata.rdev());
+        }
+    }
+
+    /// What is not there is none; what could not be asked for is no answer.
+    fn note<T>(&mut self, asked: io::Result<T>) -> Option<T> {
+        match asked {
+            Err(error) if is_shortage(&error) => {
+                self.trouble = Some(error);
+                None
+            }
+            asked => asked.ok(),
         }
     }
 
@@ -83,11 +111,12 @@ impl Search {
         if folder.join("partition").exists() {
             below.extend(folder.parent().map(Path::to_owned));
         }
-        for part in fs::read_dir(folder.join("slaves")).into_iter().flatten().flatten() {
+        let parts = self.note(fs::read_dir(folder.join("slaves")));
+        for part in parts.into_iter().flatten().flatten() {
             below.push(part.path());
         }
         for device in below {
-            let number = fs::read_to_string(device.join("dev")).unwrap_or_default();
+            let number = self.note(fs::read_to_string(device.join("dev"))).unwrap_or_default();
             if let Some(number) = device_number(number.trim()) {
                 self.device(number);
             }

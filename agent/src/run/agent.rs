@@ -11,7 +11,7 @@ mod switch;
 mod usb;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, AsRawFd},
     path::Path,
@@ -21,7 +21,7 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use jiff::Timestamp;
-use portcullis_common::{Counter, Gate, Mode};
+use portcullis_common::{Choices, Counter, Gate, Mode};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -44,7 +44,7 @@ use crate::{
         decode::GateEvent,
         enrich::{Enricher, PolicyView, wall_time},
     },
-    kernel::{check::Check, facts, mounts, pins::Pins, selftest},
+    kernel::{check::Check, facts, gates::GatesError, mounts, pins::Pins, selftest},
     policy::{Policy, bundle::DEVICE_FILE, trust::describe},
     run::{
         RunError, Started, appraiser::Appraiser, backend::Backend, catalogs, health::Health,
@@ -468,10 +468,7 @@ impl Agent {
 
     /// Tells the gates which devices the policy closes now.
     fn note_mounts(&mut self) {
-        let closed = mounts::closed_devices(self.gates.active().choices());
-        if let Err(error) = self.gates.set_mounted_devices(&closed) {
-            tracing::error!("mounted devices are not known to the gates: {error}");
-        }
+        self.close_mounted_devices();
         self.guard_mounts();
         // Mounting an overlay for the first time loads its module.
         if let Backend::BpfLsm(gates) = &mut self.gates
@@ -480,6 +477,32 @@ impl Agent {
             let check = super::find_overlay(gates);
             self.take_checks(vec![check]);
         }
+    }
+
+    /// Tells the gates which devices the policy closes now. What was closed stays so if that cannot be found
+    /// out.
+    fn close_mounted_devices(&mut self) {
+        let choices = self.gates.active().choices();
+        if !choices.contains(Choices::MOUNTED_DEVICES_CLOSED) {
+            let _ = self.gates.set_mounted_devices(&BTreeSet::new());
+            return;
+        }
+        let (id, title) = ("mounted-devices", "devices that carry filesystems are closed");
+        let closed = mounts::closed_devices(choices).map_err(GatesError::Mounts);
+        let told = closed.and_then(|closed| {
+            self.gates.set_mounted_devices(&closed)?;
+            Ok(closed.len())
+        });
+        let check = match told {
+            Ok(count) => Check::ok(id, title, format!("{count} of them")),
+            Err(error) => Check::failed(
+                id,
+                title,
+                format!("one that was mounted since may be open: {error}"),
+                "give the agent more descriptors and memory; it tries again each minute",
+            ),
+        };
+        self.take_checks(vec![check]);
     }
 
     fn count_lost(&mut self) -> Result<(), RunError> {

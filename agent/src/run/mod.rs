@@ -327,7 +327,8 @@ fn start(
     let rules = Allowlist::fill(&policy.rules, policy.room(), &filling);
     filling.finish_and_clear();
     gates.switch(&policy, rules?, Mode::Audit)?;
-    gates.set_mounted_devices(&mounts::closed_devices(policy.choices))?;
+    let closed = mounts::closed_devices(policy.choices).map_err(GatesError::Mounts)?;
+    gates.set_mounted_devices(&closed)?;
     checks.push(find_overlay(&mut gates));
     let appraiser = match gates.hashing() {
         Hashing::Kernel => None,

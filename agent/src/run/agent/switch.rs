@@ -96,6 +96,7 @@ impl Agent {
     ) -> Result<(), GatesError> {
         // What the policy closes is closed when it comes into force; what it opens, after that.
         let closed = mounts::closed_devices(policy.choices.union(self.gates.active().choices()));
+        let closed = closed.map_err(GatesError::Mounts)?;
         self.gates.set_mounted_devices(&closed)?;
         let mode = self.mode();
         if let Some(signatures) = &self.signatures {
