@@ -148,17 +148,29 @@ impl Agent {
     pub(super) fn enforcement_begins(&mut self) {
         let rule = |digest: &Digest| self.gates.rule(digest).ok().flatten();
         lock(&self.history.history).settle(rule);
-        if let Err(error) = enforced::begins(&self.places.enforced(), &self.view().id) {
-            tracing::warn!("the next start will not know that this device has enforced: {error}");
-        }
+        let kept = enforced::begins(&self.places.enforced(), &self.view().id);
+        self.check_enforced("that this device has enforced", kept);
         self.keep_given();
     }
 
     /// Somebody has decided that the device audits.
     pub(super) fn enforcement_ends(&mut self) {
-        if let Err(error) = enforced::ends(&self.places.enforced()) {
-            tracing::warn!("the next start will not know that this device audits: {error}");
-        }
+        let kept = enforced::ends(&self.places.enforced());
+        self.check_enforced("that this device audits", kept);
+    }
+
+    fn check_enforced(&mut self, what: &str, kept: io::Result<()>) {
+        let (id, title) = ("enforced", "the next start knows whether this device enforces");
+        let file = self.places.enforced();
+        let check = match kept {
+            Ok(()) => Check::ok(id, title, file.display().to_string()),
+            Err(error) => {
+                let found = format!("it will not know {what}: {}: {error}", file.display());
+                let mend = "make room and let root write there, and say `portcullis mode` again";
+                Check::bad(State::Warning, id, title, found, mend)
+            }
+        };
+        self.take_checks(vec![check]);
     }
 
     /// Another policy is enforced, so that what it refuses is refused by decision.
