@@ -56,7 +56,7 @@ impl Store {
         let bundle =
             Bundle::read(&path).map_err(|(_, why)| format!("{}: {why}", path.display()))?;
         let folder = self.folder.join(UNPACKED);
-        super::unpack_anew(&bundle, &folder)
+        super::unpack(&bundle, &folder)
             .map(Some)
             .map_err(|error| format!("{}: {error}", folder.display()))
     }

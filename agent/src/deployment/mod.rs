@@ -266,7 +266,7 @@ impl Store {
         self.unpack(bundle)
     }
 
-    /// Reads a bundle that is kept, and unpacks it anew. Returns its policy file, and whether its signers
+    /// Reads a bundle that is kept, and unpacks it unless that was done. Returns its policy file, and whether its signers
     /// want it enforced whatever it would stop.
     ///
     /// # Errors
@@ -284,8 +284,7 @@ impl Store {
 
     fn unpack(&self, bundle: &Bundle) -> Result<PathBuf, StoreError> {
         let folder = self.folder.join(Kept::of(bundle).sha256);
-        unpack_anew(bundle, &folder)
-            .map_err(|source| StoreError::File { path: folder.clone(), source })
+        unpack(bundle, &folder).map_err(|source| StoreError::File { path: folder.clone(), source })
     }
 
     fn path_of(&self, kept: &Kept) -> PathBuf {
@@ -376,7 +375,12 @@ impl Store {
     }
 }
 
-fn unpack_anew(bundle: &Bundle, folder: &Path) -> io::Result<PathBuf> {
+/// Unpacks a bundle, unless it lies there as it is: a device whose disk is full or read-only shall be able to
+/// start with it too, and a flash memory wears out by writing.
+fn unpack(bundle: &Bundle, folder: &Path) -> io::Result<PathBuf> {
+    if let Some(policy) = bundle.unpacked(folder) {
+        return Ok(policy);
+    }
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

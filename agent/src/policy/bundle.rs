@@ -254,6 +254,18 @@ impl Bundle {
         Ok(warnings)
     }
 
+    /// Its policy file in a folder, if everything lies there as [`Self::unpack`] writes it.
+    #[must_use]
+    pub fn unpacked(&self, folder: &Path) -> Option<PathBuf> {
+        let is_same = |name: &str, range: &Range<usize>| {
+            let content = &self.bytes[range.clone()];
+            folder::read(&folder.join(name), content.len() as u64)
+                .is_ok_and(|found| found == content)
+        };
+        let is_whole = self.parts.iter().all(|(name, range)| is_same(name, range));
+        is_whole.then(|| folder.join(POLICY))
+    }
+
     /// Writes its parts below a folder that is there and empty, and returns the policy file.
     ///
     /// # Errors
