@@ -39,6 +39,19 @@ pub fn enter(bundles: &Path, only_audits: bool) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Whether gates stand that enforce.
+///
+/// # Errors
+/// If that cannot be found out.
+pub fn enforced_already() -> Result<bool, RunError> {
+    for folder in standing_now()? {
+        if standing(&folder)?.is_some_and(|standing| standing.active.enforces()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether what came of the bundles may follow what stands: one that cannot be read is passed over.
 ///
 /// # Errors

@@ -117,6 +117,12 @@ pub enum RunError {
     /// Nothing that was in force can be put in force again.
     #[error("{0}")]
     NothingHolds(String),
+    /// What would enforce could not change the gates that stand.
+    #[error(
+        "gates of an earlier agent are in force, and this one could not change them: {}; {}",
+        .0.found, .0.mend.as_deref().unwrap_or_default()
+    )]
+    OtherBackend(Check),
     /// No policy can be read, and an earlier agent's gates go on by theirs.
     #[error("{0}\nthe gates of the agent before stay in force")]
     GatesStay(Box<RunError>),
@@ -150,7 +156,11 @@ impl RunError {
             | Self::Handover(_) => 1,
             Self::GatesStay(error) => error.exit_code(),
             Self::Policy(_) | Self::Events { .. } => 2,
-            Self::Lock(_) | Self::Kernel(_) | Self::Gates(_) | Self::System { .. } => 3,
+            Self::Lock(_)
+            | Self::OtherBackend(_)
+            | Self::Kernel(_)
+            | Self::Gates(_)
+            | Self::System { .. } => 3,
         }
     }
 }
@@ -229,6 +239,11 @@ fn start(
     let lock = Lock::take(Path::new(lock::RUNTIME))?;
     let told_to_audit = options.mode == Some(Mode::Audit);
     handover::enter(&options.catalogs.bundles(), told_to_audit)?;
+    if let Chosen::Fanotify(degraded) = &chosen
+        && handover::enforced_already()?
+    {
+        return Err(RunError::OtherBackend(degraded.clone()));
+    }
     let mut first = First::read(options, progress)?;
     first.pass_preflight(options, progress)?;
     handover::check(&first.deployed.store, told_to_audit)?;
