@@ -18,12 +18,14 @@ use super::{
 use crate::{
     artifact::digest,
     deployment::{HighWater, Kept, MOST_MARKS, Place, Store},
+    durable,
     kernel::{
         check::{Check, State},
         pins,
         selftest::kernel_device,
         shield::{HandoverError, Shield, enter_among, standing},
     },
+    policy::bundle::DEVICE_FILE,
 };
 
 /// Enters this agent among those of the gates that stand, if what is in its folder of bundles may follow
@@ -50,6 +52,17 @@ pub fn enforced_already() -> Result<bool, RunError> {
         }
     }
     Ok(false)
+}
+
+/// Removes what an agent that was killed while it wrote has left in its folders.
+pub fn sweep(places: &Places) {
+    let marks = HighWater::read(Path::new(DEVICE_FILE)).unwrap_or_default();
+    let marks = marks.places().filter_map(|place| match place {
+        Place::Folder(folder) => Some(folder.clone()),
+        Place::Variable(_) => None,
+    });
+    let own = [places.state.clone(), places.bundles(), places.spool()];
+    own.into_iter().chain(marks).for_each(|folder| durable::sweep(&folder));
 }
 
 /// Whether what came of the bundles may follow what stands: one that cannot be read is passed over.

@@ -244,6 +244,7 @@ fn start(
     {
         return Err(RunError::OtherBackend(degraded.clone()));
     }
+    handover::sweep(&options.catalogs);
     let mut first = First::read(options, progress)?;
     first.pass_preflight(options, progress)?;
     handover::check(&first.deployed.store, told_to_audit)?;
