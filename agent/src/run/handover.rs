@@ -34,11 +34,26 @@ use crate::{
 /// # Errors
 /// If it may not, or they do not know its binary. Nothing has changed then.
 pub fn enter(bundles: &Path, only_audits: bool) -> Result<(), RunError> {
-    check(&Store::open(bundles).unwrap_or_else(|_| Store::damaged(bundles)), only_audits)?;
+    match Store::open(bundles) {
+        Ok(store) => check(&store, only_audits)?,
+        Err(error) => check(&Store::damaged(bundles), only_audits)
+            .map_err(|refused| because(refused, &[error.to_string()]))?,
+    }
     for folder in standing_now()? {
         enter_among(&folder)?;
     }
     Ok(())
+}
+
+/// The same refusal, with what has led to it.
+#[must_use]
+pub fn because(refused: RunError, why: &[String]) -> RunError {
+    match refused {
+        RunError::Handover(HandoverError::NoAuthority(what)) if !why.is_empty() => {
+            HandoverError::NoAuthority(format!("{what}, because {}", why.join("; "))).into()
+        }
+        other => other,
+    }
 }
 
 /// Whether gates stand that enforce.

@@ -247,7 +247,9 @@ fn start(
     handover::sweep(&options.catalogs);
     let mut first = First::read(options, progress)?;
     first.pass_preflight(options, progress)?;
-    handover::check(&first.deployed.store, told_to_audit)?;
+    let passed_over = first.deployed.passed_over.iter().map(|one| one.why.clone());
+    handover::check(&first.deployed.store, told_to_audit)
+        .map_err(|refused| handover::because(refused, &passed_over.collect::<Vec<_>>()))?;
     checks.append(&mut first.checks(&options.policy));
     let only_audits = first.only_audits();
     let First { base, policy, found, mode, deployed, .. } = first;
