@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// What a file's name begins with until it has its own.
@@ -40,9 +40,94 @@ pub fn sweep(folder: &Path) {
     }
 }
 
+/// The second copy of a file, for the case that a fault of the disk strikes the first.
+fn second(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".copy");
+    name.into()
+}
+
+/// Replaces a file and its second copy, one after the other.
+///
+/// # Errors
+/// If the file cannot be written. Without the copy it is as good, so that this is only logged.
+pub fn replace_both(
+    path: &Path,
+    content: impl Fn(&mut dyn io::Write) -> io::Result<()>,
+) -> io::Result<()> {
+    replace(path, &content)?;
+    let copy = second(path);
+    if let Err(error) = replace(&copy, &content) {
+        tracing::warn!("{} is not what it should be: {error}", copy.display());
+    }
+    Ok(())
+}
+
+/// What was found where [`replace_both`] writes.
+#[derive(Debug)]
+pub enum Found<T, E> {
+    /// What the file says.
+    Whole(T),
+    /// What its second copy says, and what is wrong with the file.
+    Copy(T, String),
+    /// Neither is there.
+    Nothing,
+    /// Neither can be used; what is wrong with the file.
+    Unusable(E),
+}
+
+/// Reads a file, or its second copy if it is damaged or lost.
+pub fn read_either<T, E: std::fmt::Display>(
+    path: &Path,
+    parse: impl Fn(&[u8]) -> Result<T, E>,
+    unreadable: impl Fn(io::Error) -> E,
+) -> Found<T, E> {
+    let read = |path: &Path| fs::read(path).map(|bytes| parse(&bytes));
+    let error = match read(path) {
+        Ok(Ok(content)) => return Found::Whole(content),
+        Ok(Err(error)) => Some(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(unreadable(error)),
+    };
+    match (read(&second(path)), error) {
+        (Ok(Ok(content)), Some(error)) => Found::Copy(content, error.to_string()),
+        (Ok(Ok(content)), None) => Found::Copy(content, format!("{} is lost", path.display())),
+        (_, Some(error)) => Found::Unusable(error),
+        (Ok(Err(error)), None) => Found::Unusable(error),
+        (Err(_), None) => Found::Nothing,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn number(path: &Path) -> Found<u64, String> {
+        let parse = |bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes);
+            text.parse().map_err(|error: std::num::ParseIntError| error.to_string())
+        };
+        read_either(path, parse, |error| error.to_string())
+    }
+
+    #[test]
+    fn a_second_copy_stands_in() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("number");
+        assert!(matches!(number(&path), Found::Nothing));
+        replace_both(&path, |out| out.write_all(b"7")).expect("written");
+        assert!(matches!(number(&path), Found::Whole(7)));
+        for damage in [&b""[..], b"x", b"\xff"] {
+            fs::write(&path, damage).expect("written");
+            assert!(matches!(number(&path), Found::Copy(7, _)));
+        }
+        fs::remove_file(&path).expect("removed");
+        assert!(matches!(number(&path), Found::Copy(7, why) if why.ends_with("is lost")));
+        fs::write(second(&path), "").expect("written");
+        assert!(matches!(number(&path), Found::Unusable(_)));
+        fs::write(&path, "8").expect("written");
+        assert!(matches!(number(&path), Found::Whole(8)));
+    }
 
     #[test]
     fn what_was_left_is_swept_away() {

@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::durable;
+use crate::durable::{self, Found};
 
 /// A catalog that was in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct Seen {
 pub struct Versions {
     file: PathBuf,
     seen: BTreeMap<String, Seen>,
+    /// What is wrong with the file, if this comes from its second copy.
+    pub recovered: Option<String>,
 }
 
 /// Why what was seen is not known or cannot be kept.
@@ -54,19 +56,24 @@ impl Versions {
     /// # Errors
     /// If it is there and says nothing that can be understood.
     pub fn load(file: &Path) -> Result<Self, VersionsError> {
-        let seen = match fs::read(file) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|source| VersionsError::Damaged { file: file.to_owned(), source })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(source) => return Err(VersionsError::File { file: file.to_owned(), source }),
+        let parse = |bytes: &[u8]| {
+            serde_json::from_slice(bytes)
+                .map_err(|source| VersionsError::Damaged { file: file.to_owned(), source })
         };
-        Ok(Self { file: file.to_owned(), seen })
+        let unreadable = |source| VersionsError::File { file: file.to_owned(), source };
+        let (seen, recovered) = match durable::read_either(file, parse, unreadable) {
+            Found::Whole(seen) => (seen, None),
+            Found::Copy(seen, why) => (seen, Some(why)),
+            Found::Nothing => (BTreeMap::new(), None),
+            Found::Unusable(error) => return Err(error),
+        };
+        Ok(Self { file: file.to_owned(), seen, recovered })
     }
 
     /// Knows nothing, and will be kept in `file`.
     #[must_use]
     pub fn none(file: &Path) -> Self {
-        Self { file: file.to_owned(), seen: BTreeMap::new() }
+        Self { file: file.to_owned(), seen: BTreeMap::new(), recovered: None }
     }
 
     /// The highest version that was in force.
@@ -90,7 +97,7 @@ impl Versions {
     /// # Errors
     /// If the folder cannot be written.
     pub fn store(&self) -> Result<(), VersionsError> {
-        let stored = durable::replace(&self.file, |out| {
+        let stored = durable::replace_both(&self.file, |out| {
             serde_json::to_writer_pretty(&mut *out, &self.seen)?;
             out.write_all(b"\n")
         });
@@ -105,6 +112,8 @@ fn key(signer: &str, catalog: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn seen(version: u64) -> Seen {
@@ -125,6 +134,10 @@ mod tests {
         assert_eq!(again.highest("acme", "pump"), Some(&seen(3)));
         assert_eq!(again.highest("acme", "motor"), None);
         fs::write(&file, "{").expect("written");
+        let copied = Versions::load(&file).expect("its copy is good");
+        assert_eq!(copied.highest("acme", "pump"), Some(&seen(3)));
+        assert!(copied.recovered.is_some());
+        fs::write(file.with_extension("json.copy"), "{").expect("written");
         let error = Versions::load(&file).expect_err("damaged").to_string();
         assert!(error.contains("catalogs.json: is damaged"), "{error}");
     }

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::{
     artifact::digest,
-    durable,
+    durable::{self, Found},
     policy::{
         bundle::{Bundle, Manifest},
         trust::Why,
@@ -126,6 +126,8 @@ pub struct Store {
     folder: PathBuf,
     /// What is known.
     pub state: State,
+    /// What is wrong with the file, if this comes from its second copy.
+    recovered: Option<String>,
     /// Whether what was known is lost, so that nobody can tell what is old.
     is_damaged: bool,
     /// What is in force in the place of what was confirmed and cannot be; none in it is the policy file.
@@ -144,13 +146,18 @@ impl Store {
     /// If the state is there and cannot be understood.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join(STATE);
-        let state = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|source| StoreError::Damaged { path, source })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
-            Err(source) => return Err(StoreError::File { path, source }),
+        let parse = |bytes: &[u8]| {
+            serde_json::from_slice(bytes)
+                .map_err(|source| StoreError::Damaged { path: path.clone(), source })
         };
-        Ok(Self { state, is_damaged: false, ..Self::damaged(folder) })
+        let unreadable = |source| StoreError::File { path: path.clone(), source };
+        let (state, recovered) = match durable::read_either(&path, parse, unreadable) {
+            Found::Whole(state) => (state, None),
+            Found::Copy(state, why) => (state, Some(why)),
+            Found::Nothing => (State::default(), None),
+            Found::Unusable(error) => return Err(error),
+        };
+        Ok(Self { state, recovered, is_damaged: false, ..Self::damaged(folder) })
     }
 
     /// A store whose state cannot be read: it takes no bundle, as that may be an old one.
@@ -158,7 +165,15 @@ impl Store {
     pub fn damaged(folder: &Path) -> Self {
         let (folder, state) = (folder.to_owned(), State::default());
         let high_water = HighWater::default();
-        Self { folder, state, is_damaged: true, instead: None, high_water, is_copy: false }
+        Self {
+            folder,
+            state,
+            recovered: None,
+            is_damaged: true,
+            instead: None,
+            high_water,
+            is_copy: false,
+        }
     }
 
     /// What is in force now: what is tried, or what was confirmed; none if it is the policy file.
@@ -234,7 +249,7 @@ impl Store {
     /// If the folder cannot be written; what is known on the disk is what it was.
     pub fn write(&self) -> Result<(), StoreError> {
         let path = self.folder.join(STATE);
-        let written = durable::replace(&path, |out| {
+        let written = durable::replace_both(&path, |out| {
             serde_json::to_writer_pretty(&mut *out, &self.state)?;
             out.write_all(b"\n")
         });
@@ -483,6 +498,10 @@ mod tests {
         store.write().expect("written");
         assert_eq!(Store::open(&folder).expect("readable").state, store.state);
         fs::write(folder.join(STATE), b"{\"newest\":").expect("written");
+        let copied = Store::open(&folder).expect("its copy is good");
+        assert_eq!(copied.state, store.state);
+        assert!(copied.recovered.is_some_and(|why| why.contains("state.json: is damaged")));
+        fs::write(folder.join(format!("{STATE}.copy")), b"").expect("written");
         let error = Store::open(&folder).expect_err("damaged").to_string();
         assert!(error.contains("state.json: is damaged"), "{error}");
     }

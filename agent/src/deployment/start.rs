@@ -153,7 +153,12 @@ pub fn at_start(folder: &Path, given: &Path, marks: Result<HighWater, String>) -
             return start;
         }
     }
-    start.mark_troubles = start.store.meet_marks(marks);
+    if start.store.recovered.is_some()
+        && let Err(error) = start.store.write()
+    {
+        start.mark_troubles.push(error.to_string());
+    }
+    start.mark_troubles.extend(start.store.meet_marks(marks));
     start.mark_troubles.extend(unknown);
     start.reverted = start.store.state.trial.take().map(|trial| trial.bundle);
     if start.reverted.is_some()
@@ -231,7 +236,14 @@ impl AtStart {
             return damage.clone();
         }
         if self.passed_over.is_empty() {
-            return ok;
+            return match &self.store.recovered {
+                None => ok,
+                Some(why) => {
+                    let found = format!("{}; {why}, and its copy was used", ok.found);
+                    let mend = "look after the disk; the next push is written to both again";
+                    Check::bad(State::Warning, ID, TITLE, found, mend)
+                }
+            };
         }
         let why: Vec<_> = self.passed_over.iter().map(|one| one.why.as_str()).collect();
         let how = if audits { " IN AUDIT MODE: nothing is refused" } else { "" };

@@ -123,9 +123,13 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
         checks.push(bad_versions(error.to_string()));
         Versions::none(&file)
     });
+    let recovered = versions.recovered.take();
+    if let Some(why) = &recovered {
+        checks.push(bad_versions(format!("{why}; its copy was used")));
+    }
     let mut trust = base.trust.clone();
     let mut reading = read_folder(&places.folder, &mut trust, &versions, now());
-    if reading.remember(&mut versions)
+    if (reading.remember(&mut versions) || recovered.is_some())
         && let Err(error) = versions.store()
     {
         checks.push(bad_versions(error.to_string()));

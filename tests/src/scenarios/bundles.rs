@@ -313,8 +313,8 @@ pub fn refused() -> Result<()> {
 
     // Nothing of all that was kept.
     let kept = fs::read_dir(KEPT)?.count();
-    // The state, the bundle, the same unpacked, and a copy of the policy file.
-    ensure!(kept == 4, "{kept} entries in {KEPT}");
+    // The state and its copy, the bundle, the same unpacked, and a copy of the policy file.
+    ensure!(kept == 5, "{kept} entries in {KEPT}");
     let kib = json(&["status", "--json"])?["resident_kib"].as_u64().context("memory")?;
     ensure!(kib < 40 * 1024, "the agent has {kib} KiB resident");
     // For this device it is good.
