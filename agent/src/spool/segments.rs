@@ -130,7 +130,7 @@ impl Lane {
         let (mut end, mut damage) = ((Head::default(), 0), Damage::default());
         let count = paths.len();
         for (index, path) in paths.into_iter().enumerate() {
-            let looked = look(&path, index + 1 == count)?;
+            let looked = look(&path, index + 1 == count, &damaged(folder, chain))?;
             damage.torn += looked.torn;
             if looked.segment.is_none() && looked.torn == 0 && index + 1 == count {
                 damage.empty.push(path.display().to_string());
@@ -149,7 +149,11 @@ impl Lane {
                 }
                 None => {
                     // Nothing whole is in it. It may stay if the disk cannot be written.
-                    let _ = fs::remove_file(&path);
+                    let _ = if looked.is_spoilt {
+                        fs::rename(&path, damaged(folder, chain))
+                    } else {
+                        fs::remove_file(&path)
+                    };
                 }
             }
         }
@@ -280,6 +284,11 @@ fn first_link(path: &Path, chain: Chain) -> Option<u64> {
     (number.len() == 20).then(|| number.parse().ok()).flatten()
 }
 
+/// Where the latest damaged file of a chain is kept.
+fn damaged(folder: &Path, chain: Chain) -> PathBuf {
+    folder.join(format!("{}.damaged", chain.word()))
+}
+
 struct Looked {
     segment: Option<(Segment, Head)>,
     torn: u64,
@@ -302,8 +311,9 @@ fn whole(text: &[u8]) -> Vec<(Place, Head, usize)> {
     found
 }
 
-/// Looks at a file. Only the newest can have been cut short, and is read as a whole.
-fn look(path: &Path, is_newest: bool) -> io::Result<Looked> {
+/// Looks at a file. Only the newest can have been cut short, and is read as a whole. One that is damaged is
+/// copied aside before its end is cut off.
+fn look(path: &Path, is_newest: bool, aside: &Path) -> io::Result<Looked> {
     /// Longer than every record.
     const TAIL: u64 = 256 << 10;
     let mut file = File::open(path)?;
@@ -333,6 +343,10 @@ fn look(path: &Path, is_newest: bool) -> io::Result<Looked> {
     let is_spoilt = text[text.len().saturating_sub(left)..].contains(&b'\n');
     let bytes = end as u64;
     if bytes < length {
+        if is_spoilt {
+            // Somebody may make something of the rest.
+            let _ = fs::copy(path, aside);
+        }
         // On a disk that cannot be written it stays, and is not read.
         let _ = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(bytes));
     }

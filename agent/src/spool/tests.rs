@@ -334,7 +334,7 @@ fn tampering_is_found() {
 fn what_is_lost_on_the_disk_is_told() {
     let bounds = Bounds { disk: 2 << 20, ..Bounds::default() };
     let mut device = Device::new(bounds);
-    (1..=600).for_each(|n| device.event(Chain::Main, n));
+    (1..=1000).for_each(|n| device.event(Chain::Main, n));
     device.restart();
     let mut files = device.files();
     files.sort();
@@ -358,6 +358,7 @@ fn what_is_lost_on_the_disk_is_told() {
     fs::write(newest, &text).expect("written");
     let (has_lost, why) = told();
     assert!(has_lost && why.contains("damaged: "), "{why}");
+    assert_eq!(fs::read(folder.join("main.damaged")).expect("kept"), text);
     // A file in the middle.
     fs::remove_file(&files[1]).expect("removed");
     let (has_lost, why) = told();
