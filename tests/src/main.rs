@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         ["bench", "usb"] => bench::usb(),
         ["bench", "interpreter"] => bench::interpreter(),
         ["bench", "catalog"] => bench::catalog(),
+        ["bench", "realtime"] => bench::realtime(),
         ["bench", "churn"] => scenarios::million(),
         ["kill-pushes", count] => {
             count.parse().map_err(anyhow::Error::from).and_then(scenarios::kill_pushes)
@@ -43,6 +44,14 @@ fn main() -> ExitCode {
         ["power-round", lowest, highest, then] => power_round(lowest, highest, *then == "end"),
         ["two-machines", "device"] => scenarios::two_machines::device(),
         ["two-machines", "operator"] => scenarios::two_machines::operator(),
+        ["fork-bomb", seconds] => {
+            seconds.parse().map_err(anyhow::Error::from).and_then(scenarios::fork_bomb)
+        }
+        ["answer"] => scenarios::answer(),
+        ["start-refused", folder, seconds] => seconds
+            .parse()
+            .map_err(anyhow::Error::from)
+            .and_then(|seconds| scenarios::start_refused(folder.as_ref(), seconds)),
         ["faults", seed, from, to] => return faults::main(seed, from, to),
         ["efi-mark"] => scenarios::efi_mark(),
         ["beside-usbguard"] => usbguard::beside(),

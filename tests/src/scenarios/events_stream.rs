@@ -12,7 +12,7 @@ use rustix::{
 };
 use serde_json::Value;
 
-use super::{base_policy, fresh};
+use super::{base_policy, bounded, fresh};
 use crate::{
     agent::{Agent, expect, json},
     attack::{Attempt, evil, exec_path, install, is_old_kernel},
@@ -62,6 +62,7 @@ pub fn flood() -> Result<()> {
         "{status}"
     );
     println!("  {EXECS} execs refused, {lost} events lost and counted");
+    bounded::bomb(&agent, Duration::from_secs(5))?;
     agent.stop()
 }
 

@@ -15,6 +15,7 @@ mod attacks_served;
 mod attacks_write;
 mod attacks_writer;
 mod bad_input;
+mod bounded;
 mod bundles;
 mod bundles_at_start;
 mod bundles_efi;
@@ -64,6 +65,7 @@ use crate::agent::{PATIENCE, Policy, text};
 
 pub use attacks_memory::map_for_reading;
 pub use attacks_protection::{executable_memory, protect_for_reading, remap_for_reading};
+pub use bounded::{answer, by_hand as fork_bomb, start_refused};
 pub use bundles::kill_pushes;
 pub use bundles_efi::efi_mark;
 pub use churn::million;
