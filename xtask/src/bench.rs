@@ -24,6 +24,8 @@ pub enum Bench {
     Usb(Args),
     /// What marking a program as an interpreter costs: itself, and everybody else
     Interpreter(Args),
+    /// How late a real-time task wakes up, and how long a start takes, while large files are hashed
+    Realtime(Args),
     /// What memory grows by a million opens for writing; in seconds of an emulated machine
     Churn(Args),
     /// What a signed catalog of 200,000 digests costs beside a plain manifest: memory, and time of an
@@ -51,6 +53,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Write(args) => ("write", args),
         Bench::Usb(args) => ("usb", args),
         Bench::Interpreter(args) => ("interpreter", args),
+        Bench::Realtime(args) => ("realtime", args),
         Bench::Churn(args) => ("churn", args),
         Bench::Catalog(args) => ("catalog", args),
     };
@@ -104,6 +107,11 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
                 let what = "guest instructions for a start, in enforce mode";
                 let title = format!("Linux {}, {what}", kernel.name);
                 show_pairs(&title, &measured, ["unmarked", "marked"])?;
+            }
+            Bench::Realtime(_) => {
+                let what = "guest instructions beside large programs that are started anew";
+                let title = format!("Linux {}, {what}", kernel.name);
+                show_pairs(&title, &measured, ["bare", "enforce"])?;
             }
             Bench::Churn(_) => show_growth(&kernel.name, &measured),
             Bench::Catalog(_) => show_catalog(&kernel.name, &measured),
