@@ -63,6 +63,18 @@ pub fn replace_both(
     Ok(())
 }
 
+/// Writes the second copy of a file anew if it is another one. For a file that was read and is whole.
+pub fn mend_copy(path: &Path) {
+    let (copy, content) = (second(path), fs::read(path));
+    let Ok(content) = content else { return };
+    if fs::read(&copy).is_ok_and(|known| known == content) {
+        return;
+    }
+    if let Err(error) = replace(&copy, |out| out.write_all(&content)) {
+        tracing::warn!("{} is not what it should be: {error}", copy.display());
+    }
+}
+
 /// What was found where [`replace_both`] writes.
 #[derive(Debug)]
 pub enum Found<T, E> {
@@ -127,6 +139,8 @@ mod tests {
         assert!(matches!(number(&path), Found::Unusable(_)));
         fs::write(&path, "8").expect("written");
         assert!(matches!(number(&path), Found::Whole(8)));
+        mend_copy(&path);
+        assert_eq!(fs::read(second(&path)).expect("written"), b"8");
     }
 
     #[test]

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{HighWater, Kept, Store};
-use crate::kernel::check::{Check, State};
+use super::{HighWater, Kept, STATE, Store};
+use crate::{
+    durable,
+    kernel::check::{Check, State},
+};
 
 /// A policy that an agent can start with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,9 +156,9 @@ pub fn at_start(folder: &Path, given: &Path, marks: Result<HighWater, String>) -
             return start;
         }
     }
-    if start.store.recovered.is_some()
-        && let Err(error) = start.store.write()
-    {
+    if start.store.recovered.is_none() {
+        durable::mend_copy(&folder.join(STATE));
+    } else if let Err(error) = start.store.write() {
         start.mark_troubles.push(error.to_string());
     }
     start.mark_troubles.extend(start.store.meet_marks(marks));

@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     catalog::{Catalog, Reading, Refused, read_folder, versions::Versions},
+    durable,
     kernel::{
         allowlist::Allowlist,
         check::{Check, State},
@@ -135,6 +136,7 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
         checks.push(bad_versions(error.to_string()));
     }
     if checks.is_empty() {
+        durable::mend_copy(&file);
         checks.push(Check::ok(VERSIONS.0, VERSIONS.1, format!("kept in {}", file.display())));
     }
     checks.push(check(&reading));

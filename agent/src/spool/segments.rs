@@ -311,6 +311,14 @@ fn whole(text: &[u8]) -> Vec<(Place, Head, usize)> {
     found
 }
 
+/// Whether a record carries another hash of the one before it than that has.
+fn is_changed(found: &[(Place, Head, usize)]) -> bool {
+    found.windows(2).any(|pair| {
+        let [(_, before, _), (place, ..)] = pair else { return false };
+        place.link == before.link + 1 && place.prev != before.hash
+    })
+}
+
 /// Looks at a file. Only the newest can have been cut short, and is read as a whole. One that is damaged is
 /// copied aside before its end is cut off.
 fn look(path: &Path, is_newest: bool, aside: &Path) -> io::Result<Looked> {
@@ -335,6 +343,7 @@ fn look(path: &Path, is_newest: bool, aside: &Path) -> io::Result<Looked> {
         found.iter_mut().for_each(|(_, _, end)| *end += before);
         (first, found)
     };
+    let is_changed = is_changed(&rest);
     let (Some((first, ..)), Some((last, head, end))) = (first, rest.last().copied()) else {
         let is_spoilt = !is_newest || text.contains(&b'\n');
         return Ok(Looked { segment: None, torn: length, is_spoilt });
@@ -357,5 +366,6 @@ fn look(path: &Path, is_newest: bool, aside: &Path) -> io::Result<Looked> {
         last_record: last.record,
         bytes,
     };
+    let is_spoilt = is_spoilt || is_changed;
     Ok(Looked { segment: Some((segment, head)), torn: length - bytes, is_spoilt })
 }

@@ -346,6 +346,12 @@ fn what_is_lost_on_the_disk_is_told() {
         (opened.has_lost, opened.trouble.unwrap_or_default())
     };
     assert_eq!(told(), (false, String::new()));
+    // A word in the middle of a record, which is a record all the same.
+    let first = fs::read_to_string(&files[0]).expect("read");
+    fs::write(&files[0], first.replacen("\"n\":3,", "\"n\":4,", 1)).expect("written");
+    let (has_lost, why) = told();
+    assert!(has_lost && why.contains("damaged: "), "{why}");
+    fs::write(&files[0], first).expect("written");
     // The end of the last line.
     let newest = files.last().expect("one");
     let text = fs::read(newest).expect("read");
