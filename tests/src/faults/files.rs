@@ -189,6 +189,12 @@ fn is_well_or_told(device: &Device, version: u64, file: &Path, before: &[u8]) ->
     bail!("nobody is told that {} was damaged: {}", file.display(), status["checks"])
 }
 
+/// Whether it is a part of a bundle, beside that.
+fn is_unpacked(file: &Path) -> bool {
+    let inside = file.strip_prefix(Path::new(STATE).join("bundles"));
+    inside.is_ok_and(|inside| inside.components().count() > 1)
+}
+
 fn is_of_records(file: &Path) -> bool {
     file.starts_with(Path::new(STATE).join("spool"))
 }
@@ -197,13 +203,10 @@ fn is_of_records(file: &Path) -> bool {
 /// (L76, L78 in docs/limits.md).
 fn is_of_no_concern(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let is_unpacked = file
-        .strip_prefix(Path::new(STATE).join("bundles"))
-        .is_ok_and(|inside| inside.components().count() > 1);
     let is_newest_of_records = is_of_records(file) && !file.exists();
     let is_history = name == "history.jsonl" && !file.exists();
     // A bundle that is not in force is asked for when somebody goes back to it.
-    is_unpacked
+    is_unpacked(file)
         || is_newest_of_records
         || is_history
         || name == "enforced.json"
@@ -214,8 +217,19 @@ fn is_of_no_concern(file: &Path) -> bool {
 fn some_file(random: &mut Random) -> Result<PathBuf> {
     let files = invariants::files()?;
     ensure!(!files.is_empty(), "the agent keeps nothing");
-    let index = random.below(files.len() as u64);
-    Ok(files[usize::try_from(index)?].clone())
+    let mut draw = || -> Result<PathBuf> {
+        let index = random.below(files.len() as u64);
+        Ok(files[usize::try_from(index)?].clone())
+    };
+    let mut file = draw()?;
+    // Most of them are parts of bundles, and all the same in this.
+    for _ in 0..3 {
+        if !is_unpacked(&file) {
+            break;
+        }
+        file = draw()?;
+    }
+    Ok(file)
 }
 
 fn garbled(content: &[u8], random: &mut Random) -> Vec<u8> {
