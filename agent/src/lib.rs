@@ -12,6 +12,7 @@ pub mod control;
 pub mod deployment;
 mod durable;
 pub mod event;
+pub mod fleet;
 pub mod history;
 pub mod import;
 pub mod kernel;

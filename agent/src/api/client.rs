@@ -5,7 +5,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::{
     Method, Request as HttpRequest, Response, StatusCode,
     body::Incoming,
@@ -16,10 +16,14 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 
-use super::{PORT, VERSION, tls};
+use super::{PORT, VERSION, content::Content, tls};
 use crate::control::Refusal;
 
 /// How long a connection, and a handshake, may take.
@@ -111,7 +115,7 @@ pub enum Ask {
     /// Put a bundle in force.
     Push {
         /// The bundle.
-        bundle: Bytes,
+        bundle: Content,
         /// Take it back unless it is confirmed within so many seconds.
         confirm_within: Option<u64>,
     },
@@ -125,23 +129,23 @@ pub enum Ask {
 }
 
 impl Ask {
-    fn request(&self, device: &Device) -> Result<HttpRequest<Full<Bytes>>, AskError> {
+    fn request(&self, device: &Device) -> Result<HttpRequest<Content>, AskError> {
         let (method, path, kind, body) = match self {
-            Self::Status => (Method::GET, "status".to_owned(), "", Bytes::new()),
+            Self::Status => (Method::GET, "status".to_owned(), "", Content::default()),
             Self::Events { follow, json } => {
                 let format = if *json { "json" } else { "text" };
                 let path = format!("events?follow={follow}&format={format}");
-                (Method::GET, path, "", Bytes::new())
+                (Method::GET, path, "", Content::default())
             }
             Self::Push { bundle, confirm_within } => {
                 let within = confirm_within.map(|seconds| format!("?confirm_within={seconds}"));
                 let path = format!("push{}", within.unwrap_or_default());
                 (Method::POST, path, "application/octet-stream", bundle.clone())
             }
-            Self::Confirm => (Method::POST, "confirm".into(), "", Bytes::new()),
+            Self::Confirm => (Method::POST, "confirm".into(), "", Content::default()),
             Self::Rollback { because } => {
                 let body = serde_json::json!({ "because": because }).to_string();
-                (Method::POST, "rollback".into(), "application/json", body.into())
+                (Method::POST, "rollback".into(), "application/json", Bytes::from(body).into())
             }
         };
         let mut request = HttpRequest::builder()
@@ -151,15 +155,23 @@ impl Ask {
         if !kind.is_empty() {
             request = request.header(CONTENT_TYPE, kind);
         }
-        request.body(Full::new(body)).map_err(|error| AskError::Broken(error.to_string()))
+        request.body(body).map_err(|error| AskError::Broken(error.to_string()))
     }
 }
 
-/// Asks devices, with one certificate.
+/// Asks devices, with one certificate; or the agent on this one.
 #[derive(Clone)]
 pub struct Client {
-    connector: TlsConnector,
+    way: Way,
     patience: Duration,
+}
+
+/// How a device is reached.
+#[derive(Clone)]
+enum Way {
+    Network(TlsConnector),
+    /// At a socket, whichever device is named.
+    Local(Arc<Path>),
 }
 
 impl fmt::Debug for Client {
@@ -186,7 +198,13 @@ impl Client {
         patience: Duration,
     ) -> Result<Self, String> {
         let config = tls::client(certificate, key, ca)?;
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), patience })
+        Ok(Self { way: Way::Network(TlsConnector::from(Arc::new(config))), patience })
+    }
+
+    /// Asks the agent on this device, at its socket for the fleet's link.
+    #[must_use]
+    pub fn local(socket: &Path, patience: Duration) -> Self {
+        Self { way: Way::Local(socket.into()), patience }
     }
 
     /// Asks for one answer and returns its text.
@@ -253,18 +271,33 @@ impl Client {
         let request = ask.request(device)?;
         let late =
             |_| AskError::Unreachable(format!("nobody answers within {} s", CONNECT.as_secs()));
+        let connector = match &self.way {
+            Way::Network(connector) => connector,
+            Way::Local(socket) => {
+                let stream = timeout(CONNECT, UnixStream::connect(socket)).await.map_err(late)?;
+                let stream = stream.map_err(|error| AskError::Unreachable(error.to_string()))?;
+                return exchange(stream, request).await;
+            }
+        };
         let connecting = TcpStream::connect((device.host.as_str(), device.port));
         let stream = timeout(CONNECT, connecting).await.map_err(late)?;
         let stream = stream.map_err(|error| AskError::Unreachable(error.to_string()))?;
         let _ = stream.set_nodelay(true);
-        let greeting = self.connector.connect(device.name.clone(), stream);
+        let greeting = connector.connect(device.name.clone(), stream);
         let stream = timeout(CONNECT, greeting).await.map_err(late)?;
         let stream = stream.map_err(|error| of_io(&error))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| because(&error))?;
-        tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|error| because(&error))
+        exchange(stream, request).await
     }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: HttpRequest<Content>,
+) -> Result<Response<Incoming>, AskError> {
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| because(&error))?;
+    tokio::spawn(connection);
+    sender.send_request(request).await.map_err(|error| because(&error))
 }
 
 /// What an answer says, if it is yes.

@@ -7,11 +7,13 @@
 
 pub mod client;
 pub mod config;
+pub mod content;
 mod identity;
+pub mod local;
 mod places;
-mod refusals;
+pub(crate) mod refusals;
 mod reply;
-mod routes;
+pub(crate) mod routes;
 mod server;
 pub(crate) mod tls;
 mod upload;
@@ -99,8 +101,12 @@ pub fn start(
         "mend it and start the agent again; the gates and the local socket do not depend on it";
     let started = match Config::read(file) {
         Ok(None) => return (None, None),
-        Ok(Some(config)) => Server::new(config, folder, commands, tell.clone())
-            .and_then(|server| run(server, tell).map_err(|error| format!("its thread: {error}"))),
+        Ok(Some(config)) => {
+            Server::new(config, folder, commands, tell.clone()).and_then(|server| {
+                let work = || listen(Arc::new(server), tell);
+                run("api", work).map_err(|error| format!("its thread: {error}"))
+            })
+        }
         Err(error) => Err(error),
     };
     match started {
@@ -109,27 +115,30 @@ pub fn start(
     }
 }
 
-fn run(server: Server, tell: mpsc::Sender<Told>) -> std::io::Result<Running> {
+/// Runs `work` in a thread of its own until that is let go of.
+fn run<F: Future<Output = ()>>(
+    name: &str,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> std::io::Result<Running> {
     let (stop, stopped) = oneshot::channel::<()>();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .max_blocking_threads(2)
         .build()?;
-    let work = move || {
+    let thread = move || {
         // What reports and answers on the device comes first. Lowering a thread's own priority does not
         // fail.
         let _ = rustix::process::nice(5);
-        let server = Arc::new(server);
         runtime.block_on(async {
             tokio::select! {
                 _ = stopped => {}
-                () = listen(server, tell) => {}
+                () = work() => {}
             }
         });
         runtime.shutdown_background();
     };
-    let thread = thread::Builder::new().name("api".into()).stack_size(512 << 10).spawn(work)?;
+    let thread = thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(thread)?;
     Ok(Running { stop: Some(stop), thread: Some(thread) })
 }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     control::{
         Request,
-        caller::{Caller, Peer, Role},
+        caller::{Caller, Role},
         server::{self, Command},
     },
     event::AccessRefused,
@@ -59,22 +59,22 @@ impl Routes {
     }
 
     /// Answers a request.
-    pub async fn answer(&self, peer: &Peer, http: HttpRequest<Incoming>) -> Response<Reply> {
+    pub async fn answer(&self, by: &Caller, http: HttpRequest<Incoming>) -> Response<Reply> {
         let (head, body) = http.into_parts();
         let asked = asked(&head.method, head.uri.path(), head.uri.query().unwrap_or_default());
         let asked = asked.and_then(|request| {
-            self.check_role(peer, &request)?;
+            self.check_role(by, &request)?;
             Ok(request)
         });
         let done = match asked {
-            Ok(Request::Push { confirm_within, .. }) => self.push(peer, body, confirm_within).await,
+            Ok(Request::Push { confirm_within, .. }) => self.push(by, body, confirm_within).await,
             Ok(Request::Rollback { .. }) => match because(body).await {
-                Ok(cause) => self.ask(peer, Request::Rollback { cause }).await,
+                Ok(cause) => self.ask(by, Request::Rollback { cause }).await,
                 Err(rejected) => Err(rejected),
             },
             Ok(request) => {
                 upload::throw_away(body);
-                self.ask(peer, request).await
+                self.ask(by, request).await
             }
             Err(rejected) => {
                 upload::throw_away(body);
@@ -84,12 +84,13 @@ impl Routes {
         done.unwrap_or_else(|(status, code, message)| refused(status, code, message))
     }
 
-    fn check_role(&self, peer: &Peer, request: &Request) -> Result<(), Rejected> {
+    fn check_role(&self, by: &Caller, request: &Request) -> Result<(), Rejected> {
         let needed = Role::needed(request);
-        if needed.is_some_and(|needed| peer.role >= Some(needed)) {
+        let role = by.role();
+        if needed.is_some_and(|needed| role >= Some(needed)) {
             return Ok(());
         }
-        let (reason, message) = match (peer.role, needed) {
+        let (reason, message) = match (role, needed) {
             (Some(role), Some(needed)) => {
                 ("role", format!("this certificate is {role}'s, and this needs {needed}"))
             }
@@ -100,19 +101,20 @@ impl Routes {
                     .into(),
             ),
         };
-        self.refusals.add(AccessRefused {
-            reason,
-            message: message.clone(),
-            count: 1,
-            address: peer.address,
-            by: Some(Caller::Network(Box::new(peer.clone()))),
-        });
+        if let Caller::Network(peer) = by {
+            self.refusals.add(AccessRefused {
+                reason,
+                message: message.clone(),
+                count: 1,
+                address: peer.address,
+                by: Some(by.clone()),
+            });
+        }
         Err((StatusCode::FORBIDDEN, 3, message))
     }
 
-    async fn ask(&self, peer: &Peer, request: Request) -> Result<Response<Reply>, Rejected> {
-        let by = Caller::Network(Box::new(peer.clone()));
-        match server::ask(&self.commands, request, by).await {
+    async fn ask(&self, by: &Caller, request: Request) -> Result<Response<Reply>, Rejected> {
+        match server::ask(&self.commands, request, by.clone()).await {
             Ok(answer) => Ok(answered(answer)),
             Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, 3, "the agent is ending".into())),
         }
@@ -120,7 +122,7 @@ impl Routes {
 
     async fn push(
         &self,
-        peer: &Peer,
+        by: &Caller,
         body: Incoming,
         confirm_within: Option<u64>,
     ) -> Result<Response<Reply>, Rejected> {
@@ -138,7 +140,7 @@ impl Routes {
             }
         };
         let bundle = upload::receive(&self.folder, body, length).await?;
-        let (commands, by) = (self.commands.clone(), Caller::Network(Box::new(peer.clone())));
+        let (commands, by) = (self.commands.clone(), by.clone());
         // The agent reads the file for as long as it needs, whatever becomes of who asks.
         let asking = tokio::spawn(async move {
             let request = Request::Push { path: bundle.path(), confirm_within };

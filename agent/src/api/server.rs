@@ -162,21 +162,13 @@ impl Server {
             return;
         };
         let routes = Arc::clone(&self.routes);
-        let peer = Arc::new(peer);
+        let by = Arc::new(Caller::Network(Box::new(peer)));
         let service = service_fn(move |request| {
-            let (routes, peer) = (Arc::clone(&routes), Arc::clone(&peer));
-            async move { Ok::<_, Infallible>(routes.answer(&peer, request).await) }
+            let (routes, by) = (Arc::clone(&routes), Arc::clone(&by));
+            async move { Ok::<_, Infallible>(routes.answer(&by, request).await) }
         });
         // A peer that is gone, or talks nonsense, is its own fault.
-        let _ = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
-            // One request: whoever is idle has no place.
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
+        let _ = http().serve_connection(TokioIo::new(stream), service).await;
     }
 
     fn peer(&self, stream: &TlsStream<TcpStream>, address: SocketAddr) -> Option<Peer> {
@@ -184,6 +176,18 @@ impl Server {
         let certificate = session.peer_certificates()?.first()?;
         Some(identity::peer(certificate, address, &self.config))
     }
+}
+
+/// How requests are read.
+pub(super) fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        // One request: whoever is idle has no place.
+        .keep_alive(false);
+    http
 }
 
 /// Lets the alert arrive: closing a connection with something unread takes it back.

@@ -10,6 +10,7 @@ mod events;
 mod events_verify;
 mod explain;
 mod fleet;
+mod fleet_link;
 mod history;
 mod import;
 mod key;
@@ -73,6 +74,11 @@ enum Verb {
     History(history::Args),
     /// Show what would happen to a file, and why
     Explain(explain::Args),
+    /// Reach devices through the servers of a fleet (NATS), also those that are away
+    #[command(subcommand)]
+    Fleet(fleet::servers::Verb),
+    /// Speak with the fleet's servers for this device, without privilege
+    FleetLink(fleet_link::Args),
     /// Look at USB devices, and let one in
     #[command(subcommand)]
     Usb(usb::Verb),
@@ -147,6 +153,8 @@ pub fn main() -> ExitCode {
         Verb::Events(args) => events::events(&args),
         Verb::History(args) => history::history(&args),
         Verb::Explain(args) => explain::explain(&args),
+        Verb::Fleet(verb) => fleet::servers::fleet(&verb),
+        Verb::FleetLink(args) => fleet_link::fleet_link(&args),
         Verb::Usb(verb) => usb::usb(&verb),
         Verb::BreakGlass(verb) => break_glass::break_glass(&verb),
         Verb::Mode(args) => mode::mode(&args),

@@ -64,6 +64,14 @@ pub enum Caller {
     },
     /// Somebody with a certificate.
     Network(Box<Peer>),
+    /// The device's link to its fleet's servers, at a socket of its own. Whoever may write there speaks
+    /// through it.
+    Fleet {
+        /// Its user.
+        uid: u32,
+        /// Its id, if the kernel knows it.
+        pid: Option<i32>,
+    },
 }
 
 /// Somebody with a certificate.
@@ -83,7 +91,17 @@ impl Caller {
     /// Whether they are somewhere else.
     #[must_use]
     pub const fn is_remote(&self) -> bool {
-        matches!(self, Self::Network(_))
+        matches!(self, Self::Network(_) | Self::Fleet { .. })
+    }
+
+    /// What they may do over the network; none if nothing.
+    #[must_use]
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            Self::Local { .. } => None,
+            Self::Network(peer) => peer.role,
+            Self::Fleet { .. } => Some(Role::PolicyAdmin),
+        }
     }
 }
 
@@ -93,6 +111,11 @@ impl fmt::Display for Caller {
             Self::Local { uid, pid } => {
                 write!(f, "uid {uid}")?;
                 pid.map_or(Ok(()), |pid| write!(f, " (pid {pid})"))
+            }
+            Self::Fleet { uid, pid } => {
+                write!(f, "the fleet's link (uid {uid}")?;
+                pid.map_or(Ok(()), |pid| write!(f, ", pid {pid}"))?;
+                f.write_str(")")
             }
             Self::Network(peer) => {
                 let Peer { name, fingerprint, role, address } = &**peer;

@@ -116,8 +116,15 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.commands = Some(sender.clone());
     let (tell_api, mut told_by_api) = mpsc::channel(32);
     let bundles_on_their_way = agent.places.bundles();
-    let (_api, api_check) =
-        api::start(Path::new(DEVICE_FILE), bundles_on_their_way, sender.clone(), tell_api);
+    let device_file = Path::new(DEVICE_FILE);
+    let (_local, local_check) = api::local::start(
+        device_file,
+        Path::new(api::local::SOCKET),
+        bundles_on_their_way.clone(),
+        sender.clone(),
+        tell_api.clone(),
+    );
+    let (_api, api_check) = api::start(device_file, bundles_on_their_way, sender.clone(), tell_api);
     let _server = server::listen(Path::new(SOCKET), sender).map_err(|source| RunError::System {
         what: "listening at /run/portcullis/agent.sock",
         source,
@@ -136,7 +143,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.started();
     agent.take_found(found);
     agent.take_checks(checks);
-    agent.take_checks(api_check.into_iter().collect());
+    agent.take_checks(api_check.into_iter().chain(local_check).collect());
     agent.tell_reverted(reverted.as_ref());
     agent.tell_passed_over(passed_over);
     agent.tell_set_back();

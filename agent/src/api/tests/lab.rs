@@ -84,6 +84,15 @@ impl Pki {
         pki
     }
 
+    /// A certificate for this name, which is good for a server of this machine too.
+    pub fn add(&self, name: &str) {
+        self.make(name, &self.ca, |params| {
+            let dns = name.try_into().expect("a name");
+            params.subject_alt_names.push(SanType::DnsName(dns));
+            params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+        });
+    }
+
     fn make(&self, name: &str, ca: &Authority, change: impl FnOnce(&mut CertificateParams)) {
         let key = KeyPair::generate().expect("random numbers");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -199,7 +208,7 @@ impl Fake {
 }
 
 /// Answers as the agent's loop does.
-async fn agent(
+pub async fn agent(
     mut commands: mpsc::Receiver<Command>,
     behaviour: Arc<Behaviour>,
     events: broadcast::Sender<Line>,
@@ -213,6 +222,7 @@ async fn agent(
         };
         let by = match by.expect("somebody asks") {
             Caller::Network(peer) => peer.name,
+            Caller::Fleet { .. } => "fleet".into(),
             other => panic!("{other:?}"),
         };
         // Where the file was is of no interest.
@@ -223,7 +233,10 @@ async fn agent(
             other => other.clone(),
         };
         lock(&behaviour.asked).push(Asked { request: shown, by, bundle });
-        let pushed = behaviour.pushes.load(std::sync::atomic::Ordering::Relaxed);
+        let is_taken = bundle.is_some() && lock(&behaviour.refuses).is_none();
+        let before =
+            behaviour.pushes.fetch_add(u64::from(is_taken), std::sync::atomic::Ordering::Relaxed);
+        let pushed = before + u64::from(is_taken);
         let policy = json!({ "name": "plant", "version": pushed + 1, "generation": 1 });
         let said = match request {
             Request::Events { follow, json } => {
@@ -233,7 +246,6 @@ async fn agent(
             Request::Push { confirm_within, .. } => match lock(&behaviour.refuses).clone() {
                 Some(message) => Answer::Refused(Refusal { code: 1, message }),
                 None => {
-                    behaviour.pushes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let after = lock(&behaviour.health).1.clone();
                     lock(&behaviour.health).0 = after;
                     let until = confirm_within.map(|_| Timestamp::UNIX_EPOCH);

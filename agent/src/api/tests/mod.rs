@@ -28,7 +28,7 @@ use lab::{Fake, Pki, bundle, line};
 const LONG: Duration = Duration::from_secs(60);
 
 fn push(bundle: Bytes) -> Ask {
-    Ask::Push { bundle, confirm_within: Some(300) }
+    Ask::Push { bundle: bundle.into(), confirm_within: Some(300) }
 }
 
 #[tokio::test]

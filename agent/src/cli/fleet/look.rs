@@ -50,7 +50,7 @@ pub fn status(fleet: &Fleet, as_json: bool) -> Outcome {
         rows.push(match answer {
             Ok((_, health)) => {
                 is_failed |= health == "failed";
-                Row::new(device, "done")
+                Row::new(&device.shown, "done")
             }
             Err(error) => Row::failed(device, error),
         });
@@ -126,7 +126,7 @@ pub fn events(fleet: &Fleet, follow: bool, as_json: bool) -> Outcome {
             printed.map_err(|failure| AskError::Broken(failure.error.to_string()))
         });
         match done.await {
-            Ok(()) => Row::new(&device, "done"),
+            Ok(()) => Row::new(&device.shown, "done"),
             Err(error) => {
                 output::error(&format!("{shown}: {error}"));
                 Row::failed(&device, &error)

@@ -2,8 +2,16 @@
 
 mod look;
 mod rollout;
+pub mod servers;
 
-use std::{fs, future::Future, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use indicatif::ProgressBar;
@@ -63,17 +71,10 @@ impl Remote {
     pub fn fleet(&self) -> Result<Option<Fleet>, Failure> {
         let mut devices = self.devices.clone();
         if let Some(file) = &self.devices_file {
-            let text = fs::read_to_string(file)
-                .map_err(|error| anyhow!("{}: {error}", file.display()))
-                .or_exit(BAD_INPUT)?;
-            for (index, line) in text.lines().enumerate() {
-                let line = line.split('#').next().unwrap_or_default().trim();
-                if !line.is_empty() {
-                    let device = line
-                        .parse::<Device>()
-                        .map_err(|error| anyhow!("{}:{}: {error}", file.display(), index + 1));
-                    devices.push(device.or_exit(BAD_INPUT)?);
-                }
+            for (line, text) in lines(file)? {
+                let device = text.parse::<Device>();
+                let device = device.map_err(|error| anyhow!("{}:{line}: {error}", file.display()));
+                devices.push(device.or_exit(BAD_INPUT)?);
             }
         }
         let files = [&self.cert, &self.key, &self.ca];
@@ -100,6 +101,16 @@ impl Remote {
         let client = client.map_err(anyhow::Error::msg).or_exit(BAD_INPUT)?;
         Ok(Some(Fleet { client, devices, parallel: usize::from(self.parallel) }))
     }
+}
+
+/// The lines of a file with their numbers, without comments and empty ones.
+fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| anyhow!("{}: {error}", file.display()))
+        .or_exit(BAD_INPUT)?;
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let lines = lines.enumerate().filter(|(_, line)| !line.is_empty());
+    Ok(lines.map(|(index, line)| (index + 1, line.to_owned())).collect())
 }
 
 /// Waits for what devices answer.
@@ -147,7 +158,7 @@ impl Fleet {
 pub struct Row {
     /// As the operator wrote it.
     device: String,
-    /// `done`, `refused`, `worse`, `unreachable`, `not-permitted`, `no-answer` or `not-tried`.
+    /// `done`, `refused`, `worse`, `unreachable`, `not-permitted`, `no-answer`, `away` or `not-tried`.
     result: &'static str,
     /// The policy in force there.
     policy: Option<PolicyId>,
@@ -172,9 +183,9 @@ struct Said {
 }
 
 impl Row {
-    fn new(device: &Device, result: &'static str) -> Self {
+    fn new(device: &str, result: &'static str) -> Self {
         Self {
-            device: device.shown.clone(),
+            device: device.to_owned(),
             result,
             policy: None,
             mode: None,
@@ -188,7 +199,13 @@ impl Row {
         match answer {
             Ok(Said { policy, mode, until, warnings }) => {
                 let message = (!warnings.is_empty()).then(|| warnings.join("; "));
-                Self { policy: Some(policy), mode, until, message, ..Self::new(device, "done") }
+                Self {
+                    policy: Some(policy),
+                    mode,
+                    until,
+                    message,
+                    ..Self::new(&device.shown, "done")
+                }
             }
             Err(error) => Self::failed(device, &error),
         }
@@ -201,11 +218,11 @@ impl Row {
             AskError::Unreachable(_) => "unreachable",
             AskError::NotPermitted(_) => "not-permitted",
         };
-        Self { message: Some(error.to_string()), ..Self::new(device, result) }
+        Self { message: Some(error.to_string()), ..Self::new(&device.shown, result) }
     }
 
     fn is_bad(&self) -> bool {
-        !["done", "not-tried"].contains(&self.result)
+        !["done", "not-tried", "away"].contains(&self.result)
     }
 }
 
@@ -237,9 +254,10 @@ fn show(rows: &[Row], as_json: bool) -> Outcome {
         }
         text = format!("{}\n", table.trim_fmt());
         let count = |result: &str| rows.iter().filter(|row| row.result == result).count();
-        let (done, not_tried) = (count("done"), count("not-tried"));
-        let bad = rows.len() - done - not_tried;
-        text.push_str(&format!("{done} done, {bad} not done, {not_tried} not tried\n"));
+        let (done, not_tried, away) = (count("done"), count("not-tried"), count("away"));
+        let bad = rows.len() - done - not_tried - away;
+        text.push_str(&format!("{done} done, {bad} not done, {not_tried} not tried"));
+        text.push_str(&if away > 0 { format!(", {away} away\n") } else { "\n".into() });
     }
     output::print(&text)?;
     Ok(code(rows))

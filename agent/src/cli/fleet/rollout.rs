@@ -1,6 +1,7 @@
-//! `portcullis policy push --device`: stage by stage, and no further than the first that goes wrong.
+//! Pushes stage by stage, and no further than the first that goes wrong: `portcullis policy push --device`
+//! and `portcullis fleet push`.
 
-use std::{fs, path::Path, str::FromStr, time::Duration};
+use std::{fs, ops::Range, path::Path, str::FromStr, time::Duration};
 
 use anyhow::anyhow;
 use bytes::Bytes;
@@ -10,8 +11,9 @@ use tokio::time::sleep;
 
 use super::{Fleet, Row, Said, show, wait_for};
 use crate::{
-    api::client::{Ask, Device},
-    cli::{BAD_INPUT, OrExit, Outcome, output},
+    api::client::Ask,
+    cli::{BAD_INPUT, Failure, OrExit, Outcome, output},
+    fleet::words::{Finding, Report},
     policy::bundle::{Bundle, MAX_BUNDLE},
 };
 
@@ -80,21 +82,19 @@ pub struct Plan {
 }
 
 /// How a device is.
-#[derive(Deserialize)]
-struct Health {
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Health {
     health: String,
-    checks: Vec<HealthCheck>,
-}
-
-#[derive(Deserialize)]
-struct HealthCheck {
-    title: String,
-    state: String,
-    found: String,
+    checks: Vec<Finding>,
 }
 
 impl Health {
-    fn rank(&self) -> usize {
+    /// As a device says it to its fleet's servers.
+    pub(super) fn of(report: &Report) -> Self {
+        Self { health: report.health.clone(), checks: report.checks.clone() }
+    }
+
+    pub(super) fn rank(&self) -> usize {
         ["ok", "warning"].iter().position(|word| *word == self.health).unwrap_or(2)
     }
 
@@ -109,8 +109,20 @@ impl Health {
     }
 }
 
-/// Pushes a bundle to every device, and shows what became of each.
-pub fn push(fleet: &Fleet, bundle: &Path, plan: &Plan, as_json: bool) -> Outcome {
+/// What carries a bundle to devices: the operator's own connections, or the fleet's servers.
+pub(super) trait Hands {
+    /// What the devices are called, in the order of their stages.
+    fn names(&self) -> Vec<&str>;
+    /// Pushes to the devices of a stage. Answers what became of each, and how it was before.
+    async fn push(&self, stage: Range<usize>, plan: &Plan, bar: &ProgressBar) -> Vec<(Row, usize)>;
+    /// How the devices of a stage are now; or why they do not say.
+    async fn health(&self, stage: Range<usize>) -> Vec<Result<Health, String>>;
+    /// Keeps on the devices of a stage what is tried, and changes their rows to what became of that.
+    async fn confirm(&self, stage: Range<usize>, rows: &mut [Row]);
+}
+
+/// Reads a bundle that is to be pushed.
+pub(super) fn read(bundle: &Path) -> Result<Bytes, Failure> {
     let about = |why: String| anyhow!("{}: {why}", bundle.display());
     let length = fs::metadata(bundle).map_err(|error| about(error.to_string()));
     if length.or_exit(BAD_INPUT)?.len() > MAX_BUNDLE {
@@ -118,70 +130,54 @@ pub fn push(fleet: &Fleet, bundle: &Path, plan: &Plan, as_json: bool) -> Outcome
     }
     // Better here than on every device.
     let read = Bundle::read(bundle).map_err(|(reason, why)| about(format!("{why} ({reason})")));
-    let bytes = Bytes::copy_from_slice(read.or_exit(BAD_INPUT)?.bytes());
+    Ok(Bytes::copy_from_slice(read.or_exit(BAD_INPUT)?.bytes()))
+}
+
+/// Pushes a bundle to every device, and shows what became of each.
+pub fn push(fleet: &Fleet, bundle: &Path, plan: &Plan, as_json: bool) -> Outcome {
+    let bundle = read(bundle)?;
     let bar = output::progress(fleet.devices.len() as u64, "pushing");
-    let rows = wait_for(roll_out(fleet, bytes, plan, &bar))?;
+    let rows = wait_for(roll_out(&Direct { fleet, bundle }, plan, &bar))?;
     bar.finish_and_clear();
     show(&rows, as_json)
 }
 
 /// Pushes stage by stage. What comes after a stage that went wrong is not tried.
-pub(super) async fn roll_out(
-    fleet: &Fleet,
-    bundle: Bytes,
-    plan: &Plan,
-    bar: &ProgressBar,
-) -> Vec<Row> {
-    let total = fleet.devices.len();
+pub(super) async fn roll_out(hands: &impl Hands, plan: &Plan, bar: &ProgressBar) -> Vec<Row> {
+    let names = hands.names();
+    let total = names.len();
     let ends = plan.stages.as_ref().map_or_else(|| vec![total], |stages| stages.ends(total));
     let settle = plan.settle.or_else(|| plan.stages.as_ref().map(|_| SETTLE));
     let mut rows = Vec::new();
     for (number, end) in ends.iter().enumerate() {
-        let devices = &fleet.devices[rows.len()..*end];
-        if ends.len() > 1 {
-            bar.set_message(format!("stage {} of {}: pushing", number + 1, ends.len()));
-        }
-        let ask = Ask::Push { bundle: bundle.clone(), confirm_within: plan.confirm_within };
-        let pushed = fleet.each(devices.iter(), bar, |client, device| {
-            let ask = ask.clone();
-            async move {
-                // Also a way to find out who is there before the whole bundle is sent.
-                let before = client.ask_json::<Health>(&device, &Ask::Status).await;
-                let before = match before {
-                    Ok(health) => health.rank(),
-                    Err(error) => return (Row::failed(&device, &error), 0),
-                };
-                (Row::of(&device, client.ask_json(&device, &ask).await), before)
-            }
-        });
-        let mut pushed = pushed.await;
+        let stage = rows.len()..*end;
+        let is_one_of_many = ends.len() > 1;
+        let message = |what: &str| format!("stage {} of {}: {what}", number + 1, ends.len());
+        bar.set_message(if is_one_of_many { message("pushing") } else { "pushing".into() });
+        let mut pushed = hands.push(stage.clone(), plan, bar).await;
         if let Some(seconds) = settle.filter(|_| pushed.iter().any(|(row, _)| !row.is_bad())) {
-            bar.set_message(format!("stage {} of {}: settling", number + 1, ends.len()));
+            bar.set_message(message("settling"));
             sleep(Duration::from_secs(seconds)).await;
-            look_again(fleet, devices, &mut pushed).await;
+            take_health(&mut pushed, hands.health(stage.clone()).await);
         }
-        let mut stage: Vec<_> = pushed.into_iter().map(|(row, _)| row).collect();
-        if plan.confirm && !stage.iter().any(Row::is_bad) {
-            confirm(fleet, devices, &mut stage).await;
+        let mut done: Vec<_> = pushed.into_iter().map(|(row, _)| row).collect();
+        if plan.confirm && !done.iter().any(Row::is_bad) {
+            hands.confirm(stage, &mut done).await;
         }
-        let is_bad = stage.iter().any(Row::is_bad);
-        rows.append(&mut stage);
+        let is_bad = done.iter().any(Row::is_bad);
+        rows.append(&mut done);
         if is_bad {
             break;
         }
     }
-    let rest = fleet.devices[rows.len()..].iter().map(|device| Row::new(device, "not-tried"));
+    let rest = names[rows.len()..].iter().map(|name| Row::new(name, "not-tried"));
     rows.extend(rest);
     rows
 }
 
 /// How the devices of a stage are, now that they have had some time.
-async fn look_again(fleet: &Fleet, devices: &[Device], pushed: &mut [(Row, usize)]) {
-    let quiet = ProgressBar::hidden();
-    let health = fleet.each(devices.iter(), &quiet, |client, device| async move {
-        client.ask_json::<Health>(&device, &Ask::Status).await
-    });
-    for ((row, before), health) in pushed.iter_mut().zip(health.await) {
+fn take_health(pushed: &mut [(Row, usize)], health: Vec<Result<Health, String>>) {
+    for ((row, before), health) in pushed.iter_mut().zip(health) {
         if row.is_bad() {
             continue;
         }
@@ -200,15 +196,54 @@ async fn look_again(fleet: &Fleet, devices: &[Device], pushed: &mut [(Row, usize
     }
 }
 
-async fn confirm(fleet: &Fleet, devices: &[Device], stage: &mut [Row]) {
-    let quiet = ProgressBar::hidden();
-    let confirmed = fleet.each(devices.iter(), &quiet, |client, device| async move {
-        (client.ask_json::<Said>(&device, &Ask::Confirm).await, device)
-    });
-    for (row, (answer, device)) in stage.iter_mut().zip(confirmed.await) {
-        match answer {
-            Ok(_) => row.until = None,
-            Err(error) => *row = Row::failed(&device, &error),
+/// A bundle with the operator's own connections.
+pub(super) struct Direct<'a> {
+    pub(super) fleet: &'a Fleet,
+    pub(super) bundle: Bytes,
+}
+
+impl Hands for Direct<'_> {
+    fn names(&self) -> Vec<&str> {
+        self.fleet.devices.iter().map(|device| device.shown.as_str()).collect()
+    }
+
+    async fn push(&self, stage: Range<usize>, plan: &Plan, bar: &ProgressBar) -> Vec<(Row, usize)> {
+        let (bundle, confirm_within) = (self.bundle.clone().into(), plan.confirm_within);
+        let ask = Ask::Push { bundle, confirm_within };
+        let pushed = self.fleet.each(self.fleet.devices[stage].iter(), bar, |client, device| {
+            let ask = ask.clone();
+            async move {
+                // Also a way to find out who is there before the whole bundle is sent.
+                let before = client.ask_json::<Health>(&device, &Ask::Status).await;
+                let before = match before {
+                    Ok(health) => health.rank(),
+                    Err(error) => return (Row::failed(&device, &error), 0),
+                };
+                (Row::of(&device, client.ask_json(&device, &ask).await), before)
+            }
+        });
+        pushed.await
+    }
+
+    async fn health(&self, stage: Range<usize>) -> Vec<Result<Health, String>> {
+        let (devices, quiet) = (self.fleet.devices[stage].iter(), ProgressBar::hidden());
+        let health = self.fleet.each(devices, &quiet, |client, device| async move {
+            let health = client.ask_json::<Health>(&device, &Ask::Status).await;
+            health.map_err(|error| error.to_string())
+        });
+        health.await
+    }
+
+    async fn confirm(&self, stage: Range<usize>, rows: &mut [Row]) {
+        let (devices, quiet) = (self.fleet.devices[stage].iter(), ProgressBar::hidden());
+        let confirmed = self.fleet.each(devices, &quiet, |client, device| async move {
+            (client.ask_json::<Said>(&device, &Ask::Confirm).await, device)
+        });
+        for (row, (answer, device)) in rows.iter_mut().zip(confirmed.await) {
+            match answer {
+                Ok(_) => row.until = None,
+                Err(error) => *row = Row::failed(&device, &error),
+            }
         }
     }
 }

@@ -4,12 +4,19 @@ use bytes::Bytes;
 use indicatif::ProgressBar;
 
 use super::{
-    rollout::{Plan, roll_out},
+    rollout::{Direct, Plan, roll_out},
     *,
 };
 use crate::{
     api::tests::lab::{Fake, Pki, bundle},
     control::Request,
+    fleet::{
+        names::Target,
+        tests::{
+            cluster::Cluster,
+            simulated::{self, Simulated},
+        },
+    },
     sync::lock,
 };
 
@@ -30,7 +37,7 @@ fn plan(stages: &str) -> Plan {
 
 async fn results(fleet: &Fleet, plan: &Plan) -> Vec<&'static str> {
     let bytes: Bytes = bundle(100);
-    let rows = roll_out(fleet, bytes, plan, &ProgressBar::hidden()).await;
+    let rows = roll_out(&Direct { fleet, bundle: bytes }, plan, &ProgressBar::hidden()).await;
     rows.iter().map(|row| row.result).collect()
 }
 
@@ -88,9 +95,8 @@ async fn a_rollout_stops_where_a_device_says_no_or_nothing() {
 
 #[test]
 fn the_exit_code_says_the_worst() {
-    let device: Device = "pump-3".parse().expect("a device");
     let of = |results: &[&'static str]| {
-        let rows: Vec<_> = results.iter().map(|result| Row::new(&device, result)).collect();
+        let rows: Vec<_> = results.iter().map(|result| Row::new("pump-3", result)).collect();
         code(&rows)
     };
     assert_eq!(of(&["done", "done", "not-tried"]), ExitCode::SUCCESS);
@@ -99,4 +105,64 @@ fn the_exit_code_says_the_worst() {
     assert_eq!(of(&["done", "unreachable"]), ExitCode::from(3));
     assert_eq!(of(&["not-permitted"]), ExitCode::from(3));
     assert_eq!(of(&["no-answer"]), ExitCode::from(3));
+}
+
+#[tokio::test]
+async fn a_rollout_through_servers_stops_where_a_device_gets_worse() {
+    let names = simulated::names(5);
+    let mut cluster = Cluster::start(3, &names);
+    let plant = cluster.plant().await;
+    let mut devices = Vec::new();
+    for (name, groups) in &names {
+        devices.push(Simulated::start(cluster.config(name, groups)).await);
+    }
+    let target = Target::Group("plant-7".into());
+    let patience = Duration::from_secs(120);
+    // A new fleet is known once it has said something.
+    let mut statuses = plant.statuses().await.expect("heard");
+    while statuses.known().len() < names.len() {
+        statuses.next(tokio::time::Instant::now() + patience).await.expect("heard");
+    }
+    let results = async |plan: &Plan, presence: u64| {
+        let (presence, bar) = (Duration::from_secs(presence), ProgressBar::hidden());
+        let rows = servers::staged::roll_out(
+            &plant,
+            &target,
+            bundle(700_000),
+            plan,
+            presence,
+            patience,
+            &bar,
+        );
+        let rows = rows.await.expect("the servers do it");
+        rows.iter().map(|row| row.result).collect::<Vec<_>>()
+    };
+    let counts = |devices: &[Simulated]| -> Vec<usize> {
+        devices.iter().map(|device| device.pushes().len()).collect()
+    };
+    lock(&devices[2].behaviour.health).1 = "warning".into();
+    let found = results(&plan("1,3,100%"), 60).await;
+    assert_eq!(found, ["done", "done", "worse", "not-tried", "not-tried"]);
+    assert_eq!(counts(&devices), [1, 1, 1, 0, 0]);
+    let confirmed =
+        |device: &Simulated| device.asked().iter().any(|asked| asked.request == Request::Confirm);
+    let all: Vec<_> = devices.iter().map(confirmed).collect();
+    assert_eq!(all, [true, false, false, false, false], "a bad stage is not confirmed");
+
+    *lock(&devices[1].behaviour.refuses) = Some("refused (other-device): no".into());
+    let found = results(&plan("1,2,100%"), 60).await;
+    assert_eq!(found, ["done", "refused", "not-tried", "not-tried", "not-tried"]);
+    *lock(&devices[1].behaviour.refuses) = None;
+
+    // A server and a device go away; the others go on, and the device does it when it comes back.
+    let (config, folder) = devices.pop().expect("a device").stop();
+    cluster.kill_node(1);
+    let found = results(&plan("1,100%"), 5).await;
+    assert_eq!(found, ["done", "done", "done", "done", "away"]);
+    let back = Simulated::start_in(config, folder).await;
+    while back.pushes().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let expected = Request::Push { path: String::new(), confirm_within: None };
+    assert_eq!(back.pushes()[0].request, expected, "it is confirmed already");
 }

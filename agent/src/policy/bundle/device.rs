@@ -31,6 +31,8 @@ struct DeviceFile {
     _api: Option<IgnoredAny>,
     #[serde(rename = "sink")]
     _sinks: Option<IgnoredAny>,
+    #[serde(rename = "fleet")]
+    _fleet: Option<IgnoredAny>,
     #[serde(rename = "high_water")]
     _high_water: Option<IgnoredAny>,
 }
@@ -61,10 +63,18 @@ impl Device {
     /// If it is there and cannot be understood, for people.
     pub fn read(path: &Path) -> Result<Self, String> {
         let Some(text) = read_device_file(path)? else { return Ok(Self::default()) };
+        Self::parse(path, &text)
+    }
+
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// If it cannot be understood, for people.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let help = "write name = \"pump-3\" and groups = [\"plant-7\"]";
-        let file: DeviceFile = toml::from_str(&text).map_err(|error| {
+        let file: DeviceFile = toml::from_str(text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
-            placed(path, &text, offset, &format!("{}; {help}", error.message()))
+            placed(path, text, offset, &format!("{}; {help}", error.message()))
         })?;
         let DeviceFile { name, groups, .. } = file;
         let device = Self { name, groups };

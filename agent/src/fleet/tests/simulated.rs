@@ -1,0 +1,113 @@
+//! A device without gates: the real link, asking at a real socket, of an agent that only takes notes.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::JoinHandle,
+};
+
+use crate::{
+    api::{
+        local,
+        refusals::Refusals,
+        routes::Routes,
+        tests::lab::{self, Asked, Behaviour},
+    },
+    control::Request,
+    fleet::{
+        config::Config,
+        link::{Link, Pace},
+    },
+    run::sink::Line,
+    sync::lock,
+};
+
+/// Names of so many devices, with their groups.
+pub fn names(count: usize) -> Vec<(String, Vec<String>)> {
+    (0..count).map(|number| (format!("pump-{number}"), vec!["plant-7".to_owned()])).collect()
+}
+
+/// A device.
+pub struct Simulated {
+    pub name: String,
+    pub behaviour: Arc<Behaviour>,
+    pub events: broadcast::Sender<Line>,
+    config: Config,
+    folder: Option<TempDir>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Faster than devices are.
+pub const PACE: Pace = Pace {
+    look: Duration::from_secs(60),
+    retry: Duration::from_secs(1),
+    poll: Duration::from_millis(500),
+    heartbeat: Duration::from_secs(60),
+};
+
+impl Simulated {
+    pub async fn start(config: Config) -> Self {
+        Self::start_in(config, tempfile::tempdir().expect("a folder")).await
+    }
+
+    /// With what a link before it has kept.
+    pub async fn start_in(config: Config, folder: TempDir) -> Self {
+        let socket = folder.path().join("agent.sock");
+        let (commands, receiver) = mpsc::channel(32);
+        let (events, _) = broadcast::channel(64);
+        let behaviour = Arc::<Behaviour>::default();
+        *lock(&behaviour.health) = ("ok".into(), "ok".into());
+        let agent = lab::agent(receiver, Arc::clone(&behaviour), events.clone());
+        let link = link(&config, &socket, folder.path()).await;
+        let tasks = vec![
+            tokio::spawn(serve(&socket, folder.path(), commands)),
+            tokio::spawn(agent),
+            tokio::spawn(async move { link.run().await.expect("it goes on") }),
+        ];
+        let name = config.device.clone();
+        Self { name, behaviour, events, config, folder: Some(folder), tasks }
+    }
+
+    /// Ends it, and leaves what it has kept.
+    pub fn stop(mut self) -> (Config, TempDir) {
+        (self.config.clone(), self.folder.take().expect("it is there"))
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        lock(&self.behaviour.asked).clone()
+    }
+
+    pub fn pushes(&self) -> Vec<Asked> {
+        let mut asked = self.asked();
+        asked.retain(|one| matches!(one.request, Request::Push { .. }));
+        asked
+    }
+
+    /// Something happens on it; nobody may be following.
+    pub fn event(&self, json: &str) {
+        let _ = self.events.send(Line { json: json.into(), human: "".into() });
+    }
+}
+
+async fn link(config: &Config, socket: &Path, folder: &Path) -> Link {
+    Link::new(config.clone(), socket, folder, PACE).await.expect("good files")
+}
+
+fn serve(
+    socket: &Path,
+    folder: &Path,
+    commands: mpsc::Sender<crate::control::server::Command>,
+) -> impl Future<Output = ()> + use<> {
+    let (tell, _) = mpsc::channel(1);
+    let routes = Routes::new(folder.to_owned(), commands, Arc::new(Refusals::new(tell)));
+    let listener = local::bind(socket).expect("a socket");
+    local::serve(listener, rustix::process::getuid().as_raw(), Arc::new(routes))
+}
