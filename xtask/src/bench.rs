@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     build,
+    command::{command, run},
     kernel::Kernel,
-    setup,
+    root, setup,
     vm::{Ended, Vm},
 };
 
@@ -31,6 +32,15 @@ pub enum Bench {
     /// What a signed catalog of 200,000 digests costs beside a plain manifest: memory, and time of an
     /// emulated machine
     Catalog(Args),
+    /// How long it takes until simulated devices have a policy through three servers on this machine
+    Fleet(FleetArgs),
+}
+
+#[derive(clap::Args)]
+pub struct FleetArgs {
+    /// How many devices
+    #[arg(long, default_value = "5000")]
+    devices: usize,
 }
 
 #[derive(clap::Args)]
@@ -46,6 +56,20 @@ pub struct Args {
     json: bool,
 }
 
+/// The unit test of the same name, optimised and with more devices.
+fn fleet(args: &FleetArgs) -> Result<ExitCode> {
+    setup::setup(setup::For::Tests)?;
+    let name = "fleet::tests::scale::many_devices_have_a_policy_soon";
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let arguments =
+        ["test", "--release", "--package", "portcullis", "--lib", "--", "--exact", name];
+    run(command(&cargo, arguments)
+        .arg("--nocapture")
+        .env("PORTCULLIS_FLEET_DEVICES", args.devices.to_string())
+        .current_dir(root()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub fn bench(bench: &Bench) -> Result<ExitCode> {
     let (name, args) = match bench {
         Bench::Exec(args) => ("exec", args),
@@ -56,6 +80,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Realtime(args) => ("realtime", args),
         Bench::Churn(args) => ("churn", args),
         Bench::Catalog(args) => ("catalog", args),
+        Bench::Fleet(args) => return fleet(args),
     };
     setup::setup(setup::For::Machines)?;
     let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;

@@ -22,9 +22,10 @@ const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,iproute2,iputils-ping
     libestr0,libfastjson4,liblognorm5,libivykis0,libnet1,libjson-c5,libglib2.0-0,libwrap0,libpcre3,\
     libauparse0,libgssapi-krb5-2";
 
-/// What receives events. Unpacked only, below `/opt/receivers`: two syslog servers cannot be installed
-/// beside each other, and nothing of them shall run in other scenarios. Their libraries are above.
-const RECEIVERS: &str = "rsyslog syslog-ng-core auditd";
+/// What receives events, and what carries a fleet's policies. Unpacked only, below `/opt/receivers`: two
+/// syslog servers cannot be installed beside each other, and nothing of them shall run in other scenarios.
+/// Their libraries are above.
+const RECEIVERS: &str = "rsyslog syslog-ng-core auditd nats-server";
 
 /// Unpacks them while the packages' sources are still known to the new root.
 const UNPACK: &str = "set -e; mkdir -p \"$1/opt/receivers\"; cd \"$1/opt/receivers\"; \

@@ -41,8 +41,10 @@ pub fn make(binary: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
     let document = tree.join("usr/share/doc/portcullis");
 
     put(binary, &tree.join("usr/bin/portcullis"), 0o755)?;
-    let unit = tree.join("lib/systemd/system/portcullis.service");
-    put(&sources.join("portcullis.service"), &unit, 0o644)?;
+    for unit in ["portcullis.service", "portcullis-fleet.service"] {
+        put(&sources.join(unit), &tree.join("lib/systemd/system").join(unit), 0o644)?;
+    }
+    put(&sources.join("sysusers.conf"), &tree.join("usr/lib/sysusers.d/portcullis.conf"), 0o644)?;
     put(&sources.join("tmpfiles.conf"), &tree.join("usr/lib/tmpfiles.d/portcullis.conf"), 0o644)?;
     put(&sources.join("policy.toml"), &tree.join("etc/portcullis/policy.toml"), 0o600)?;
     for name in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {

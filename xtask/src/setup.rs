@@ -77,7 +77,7 @@ const COMPILER: [Package; 6] = [
     package("g++", For::Building, "links bpf-linker with that LLVM", None),
 ];
 
-const PACKAGES: [Package; 19] = [
+const PACKAGES: [Package; 20] = [
     package("gcc", For::Building, "links the binaries", Some("gcc")),
     package("libc6-dev", For::Building, "the static C library", None),
     package("g++", For::Fuzzing, "compiles what drives the parsers", Some("g++")),
@@ -119,6 +119,12 @@ const PACKAGES: [Package; 19] = [
         For::Tests,
         "signs the modules whose signatures tests verify",
         None,
+    ),
+    package(
+        "nats-server",
+        For::Tests,
+        "carries policies and events of the fleets in tests",
+        Some("nats-server"),
     ),
     package("mmdebstrap", For::Demo, "makes the Debian root filesystem", Some("mmdebstrap")),
     package("debian-archive-keyring", For::Demo, "checks the packages that go into it", None),
