@@ -114,7 +114,7 @@ pub(crate) async fn serve(
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let peer = stream.peer_cred().ok().filter(|peer| [uid, 0].contains(&peer.uid()));
+                let peer = stream.peer_cred().ok().filter(|peer| peer.uid() == uid);
                 // Others, and more than there are places for, are sent away without a word.
                 let place = Arc::clone(&places).try_acquire_owned();
                 let (Some(peer), Ok(place)) = (peer, place) else { continue };

@@ -429,9 +429,11 @@ impl Agent {
         let is_remote = by.is_some_and(Caller::is_remote);
         let to_the_file =
             self.deployment.store.taken_back().is_some_and(|next| next.in_force().is_none());
-        // The end of a trial goes back to it by itself, and operators are known over the network.
+        // The end of a trial goes back to it by itself, and operators are known over the network: by their
+        // own certificates, not through a fleet's link, whose socket root can reach as well.
+        let is_known = matches!(by, Some(Caller::Network(_)));
         if by.is_some()
-            && !is_remote
+            && !is_known
             && to_the_file
             && self.deployment.trial.is_none()
             && self.mode() == Mode::Enforce
