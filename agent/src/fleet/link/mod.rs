@@ -52,10 +52,13 @@ impl Default for Pace {
 }
 
 /// How often a device says how it is although nothing has changed.
-pub const HEARTBEAT: Duration = Duration::from_secs(300);
+const HEARTBEAT: Duration = Duration::from_secs(300);
 
 /// How long the agent may take to answer: it reads and judges a whole bundle.
-pub const AGENT: Duration = Duration::from_secs(600);
+const AGENT: Duration = Duration::from_secs(600);
+
+/// How long it may take to say how it is.
+const BRIEFLY: Duration = Duration::from_secs(20);
 
 /// The link of one device.
 pub struct Link {
@@ -65,6 +68,8 @@ pub struct Link {
     connection: Connection,
     context: Context,
     agent: Client,
+    /// The same, for what does not take long.
+    asking: Client,
     /// What the agent's client wants to be told, and does not need at a socket.
     here: Device,
     /// Where it keeps what it must not forget, and bundles on their way.
@@ -104,6 +109,7 @@ impl Link {
             context: jetstream::new(connection.client.clone()),
             connection,
             agent: Client::local(socket, AGENT),
+            asking: Client::local(socket, BRIEFLY),
             here,
             folder: folder.to_owned(),
             answered: Mutex::new(kept.answered()),

@@ -72,7 +72,7 @@ impl Link {
     }
 
     async fn report(&self) -> Report {
-        let status = self.agent.ask_json::<Status>(&self.here, &Ask::Status).await;
+        let status = self.asking.ask_json::<Status>(&self.here, &Ask::Status).await;
         let answered = lock(&self.waiting).clone().or_else(|| lock(&self.answered).clone());
         let report = Report {
             device: self.device.clone(),
