@@ -11,6 +11,7 @@ use crate::{
     cli::{BAD_INPUT, Failure, NO, OrExit, Outcome, output},
     event::human::{Named, Plain},
     fleet::{
+        FleetError,
         plant::Seen,
         words::{Outcome as Result_, Report},
     },
@@ -52,11 +53,15 @@ struct Line<'a> {
 }
 
 pub fn status(args: &StatusArgs) -> Outcome {
-    let statuses = wait_for(async { args.servers.plant().await?.statuses().await })??;
+    // Only this leaves the runtime: what listens cannot end without one.
+    let known = wait_for(async {
+        let statuses = args.servers.plant().await?.statuses().await?;
+        Ok::<_, FleetError>(statuses.known().clone())
+    })??;
     let mut text = String::new();
     let mut table =
         output::table(&["device", "health", "mode", "policy", "agent", "said", "asked for", "why"]);
-    for (device, seen) in statuses.known() {
+    for (device, seen) in &known {
         if args.json {
             let Seen { report, at, .. } = seen;
             let (report, error) = (report.as_ref().ok(), report.as_ref().err());
@@ -74,7 +79,7 @@ pub fn status(args: &StatusArgs) -> Outcome {
     let is_bad = |seen: &Seen| {
         seen.report.as_ref().is_ok_and(|report| !["ok", "warning"].contains(&&*report.health))
     };
-    Ok(if statuses.known().values().any(is_bad) { ExitCode::from(NO) } else { ExitCode::SUCCESS })
+    Ok(if known.values().any(is_bad) { ExitCode::from(NO) } else { ExitCode::SUCCESS })
 }
 
 fn cells(seen: &Seen) -> [String; 7] {
