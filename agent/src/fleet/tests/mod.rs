@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 mod permitted;
+mod scale;
 pub(crate) mod simulated;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -58,15 +58,25 @@ impl Simulated {
         Self::start_in(config, tempfile::tempdir().expect("a folder")).await
     }
 
+    /// One of many.
+    pub async fn start_with(config: Config, pace: Pace) -> Self {
+        Self::start_at(config, tempfile::tempdir().expect("a folder"), pace).await
+    }
+
     /// With what a link before it has kept.
     pub async fn start_in(config: Config, folder: TempDir) -> Self {
+        Self::start_at(config, folder, PACE).await
+    }
+
+    async fn start_at(config: Config, folder: TempDir, pace: Pace) -> Self {
         let socket = folder.path().join("agent.sock");
         let (commands, receiver) = mpsc::channel(32);
         let (events, _) = broadcast::channel(64);
         let behaviour = Arc::<Behaviour>::default();
         *lock(&behaviour.health) = ("ok".into(), "ok".into());
         let agent = lab::agent(receiver, Arc::clone(&behaviour), events.clone());
-        let link = link(&config, &socket, folder.path()).await;
+        let link = Link::new(config.clone(), &socket, folder.path(), pace);
+        let link = link.await.expect("good files");
         let tasks = vec![
             tokio::spawn(serve(&socket, folder.path(), commands)),
             tokio::spawn(agent),
@@ -95,10 +105,6 @@ impl Simulated {
     pub fn event(&self, json: &str) {
         let _ = self.events.send(Line { json: json.into(), human: "".into() });
     }
-}
-
-async fn link(config: &Config, socket: &Path, folder: &Path) -> Link {
-    Link::new(config.clone(), socket, folder, PACE).await.expect("good files")
 }
 
 fn serve(
