@@ -27,6 +27,7 @@ mod commissioning;
 mod events_received;
 mod events_stream;
 mod execve_check;
+mod fleet;
 mod fsverity;
 mod interpreters;
 mod kernel_checks;
@@ -184,6 +185,7 @@ pub const ALL: &[Scenario] = &[
     on("debian,once;", "events-received", events_received::received_by_all),
     on("debian,once;", "commissioning", commissioning::from_nothing),
     on("debian,packages,once;", "package", package::life),
+    on("debian,packages,once;", "fleet", fleet::through_servers),
     usual("doctor", kernel_checks::good_kernel),
     on(";lsm=lockdown,yama,apparmor", "doctor-without-bpf-lsm", kernel_checks::without_bpf_lsm),
     on(";ima_hash=sha1", "doctor-with-sha1", kernel_checks::with_sha1),

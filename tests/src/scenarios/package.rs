@@ -21,7 +21,7 @@ const EVIL: &str = "/tmp/evil";
 const POLICY: &str = "/etc/portcullis/policy.toml";
 
 /// Runs a line, insists on success, and returns what it printed.
-fn sh(line: &str) -> Result<String> {
+pub(super) fn sh(line: &str) -> Result<String> {
     let output = Command::new("/bin/sh").args(["-c", line]).output()?;
     let all = [&output.stdout[..], &output.stderr].concat();
     let all = String::from_utf8_lossy(&all).into_owned();
