@@ -135,7 +135,8 @@ pub fn scenario() -> Result<()> {
 
 fn runs(device: &mut Device, seed: u64, numbers: std::ops::Range<u64>) -> Result<()> {
     for number in numbers {
-        let baseline = if number / SAME % 2 == 0 { Baseline::Signed } else { Baseline::File };
+        let baseline =
+            if (number / SAME).is_multiple_of(2) { Baseline::Signed } else { Baseline::File };
         let mut random = Random::of(seed, number);
         let plan = Plan::pick(baseline, &mut random);
         println!("@@run {number} {plan}");
