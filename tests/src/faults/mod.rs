@@ -128,8 +128,8 @@ pub fn main(seed: &str, from: &str, to: &str) -> ExitCode {
 pub fn scenario() -> Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let mut device = Device::new()?;
-    runs(&mut device, 7, 1..5)?;
-    runs(&mut device, now.as_secs(), 1..3)?;
+    runs(&mut device, 7, 1..4)?;
+    runs(&mut device, now.as_secs(), 1..2)?;
     device.end()
 }
 
