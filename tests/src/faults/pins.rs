@@ -32,14 +32,11 @@ impl Junk {
     pub const ALL: [Self; 4] = [Self::Empty, Self::Nested, Self::Link, Self::Strange];
 }
 
-/// Starts an agent where something else lies among the pins.
+/// Starts an agent where something else lies among the pins, which is no pin, so that nobody is kept from
+/// putting it there.
 pub fn with_junk(device: &mut Device, junk: Junk) -> Result<()> {
     let version = device.version;
-    ensure!(
-        fs::create_dir(format!("{ROOT}/agent-1-0")).is_err(),
-        "anybody makes folders among the pins while the gates stand"
-    );
-    device.stop()?;
+    device.kill()?;
     let precious = Path::new(LAB).join("precious");
     fs::create_dir_all(&precious)?;
     fs::write(precious.join("file"), "")?;
@@ -49,6 +46,7 @@ pub fn with_junk(device: &mut Device, junk: Junk) -> Result<()> {
         Junk::Link => std::os::unix::fs::symlink(&precious, format!("{ROOT}/agent-1-0"))?,
         Junk::Strange => fs::create_dir(format!("{ROOT}/strange"))?,
     }
+    invariants::gates_hold(&[version])?;
     device.after_restart = version;
     device.start()?;
     ensure!(precious.join("file").exists(), "a link among the pins was followed");
