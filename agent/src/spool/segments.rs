@@ -204,8 +204,11 @@ impl Lane {
                 Some(file) => file,
                 closed => closed.insert(append_to(&newest.path, false)?),
             };
+            // A full disk may have taken part of a line before, and one that was read-only then has kept it.
+            if file.metadata()?.len() != newest.bytes {
+                file.set_len(newest.bytes)?;
+            }
             if let Err(error) = file.write_all(&text) {
-                // A full disk may have taken part of it.
                 let _ = file.set_len(newest.bytes);
                 return Err(error);
             }
@@ -274,7 +277,12 @@ impl Lane {
 }
 
 fn append_to(path: &Path, new: bool) -> io::Result<File> {
-    OpenOptions::new().append(true).create_new(new).mode(0o600).open(path)
+    let file = OpenOptions::new().append(true).create(new).mode(0o600).open(path)?;
+    if new {
+        // What is there has not come to its first whole line, and could not be removed.
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 /// The number in a file's name, if it is one of this chain.

@@ -1,6 +1,6 @@
 //! The spool on a real disk: restarts, full disks, slow sinks, and what tampering leaves.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt, time::Duration};
 
 use super::{key::DeviceKey, reader::Reader, seal::Seal, verify::Report, *};
 
@@ -369,4 +369,27 @@ fn what_is_lost_on_the_disk_is_told() {
     fs::remove_file(&files[1]).expect("removed");
     let (has_lost, why) = told();
     assert!(has_lost && why.contains("records are missing: main "), "{why}");
+}
+
+#[test]
+fn nothing_is_written_behind_half_a_line() {
+    let mut device = Device::new(Bounds { disk: 2 << 20, ..Bounds::default() });
+    (1..=10).for_each(|n| device.event(Chain::Main, n));
+    device.restart();
+    // What a disk has taken of a line before it became read-only, of which nobody could take it back.
+    let files = device.files();
+    let half = b"{\"record\":11,\"chain\":\"ma";
+    let add = |file: &PathBuf| {
+        let opened = fs::OpenOptions::new().append(true).create(true).open(file);
+        opened.and_then(|mut file| file.write_all(half)).expect("written");
+    };
+    // The agent is not started again in between, which would mend the file too.
+    device.event(Chain::Main, 11);
+    thread::sleep(Duration::from_millis(200));
+    add(&files[0]);
+    device.event(Chain::Main, 12);
+    thread::sleep(Duration::from_millis(200));
+    let text = fs::read_to_string(&files[0]).expect("read");
+    let places = text.lines().map(|line| Place::read(line).map(|place| place.record));
+    assert_eq!(places.collect::<Result<Vec<_>, _>>().ok(), Some((1..=12).collect::<Vec<_>>()));
 }
