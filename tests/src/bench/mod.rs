@@ -3,14 +3,14 @@
 
 mod catalog;
 mod interpreter;
-mod start;
 mod realtime;
+mod start;
 mod write;
 
 pub use catalog::catalog;
 pub use interpreter::interpreter;
-pub use start::start as agent_start;
 pub use realtime::realtime;
+pub use start::start as agent_start;
 pub use write::{usb, write};
 
 use std::{

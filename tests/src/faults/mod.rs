@@ -124,12 +124,10 @@ pub fn main(seed: &str, from: &str, to: &str) -> ExitCode {
     }
 }
 
-/// A few, as a scenario: the same ones every time, and others.
+/// A few, as a scenario: the same ones every time, as a change is not to fail for what another one has drawn.
 pub fn scenario() -> Result<()> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let mut device = Device::new()?;
-    runs(&mut device, 7, 1..4)?;
-    runs(&mut device, now.as_secs(), 1..2)?;
+    runs(&mut device, 7, 1..5)?;
     device.end()
 }
 
