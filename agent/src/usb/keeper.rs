@@ -8,7 +8,7 @@ use super::{
     UsbError,
     device::{Device, Folder, present},
     hold::{Hold, Places, patiently},
-    rules::{Action, Rules, Verdict, decide},
+    rules::{Action, Rules, TOO_MANY, Verdict, decide},
     seen::{Actor, News},
     storage::make_read_only,
 };
@@ -239,6 +239,8 @@ impl Keeper {
             && same(c"devnum", &number)
             && same(c"authorized", if known.device.authorized { "1" } else { "0" })
             && same(c"bConfigurationValue", configuration)
+            // Another one may have gone, so that there is room for it.
+            && (known.verdict.reason != TOO_MANY || self.decide(&known.device) == known.verdict)
     }
 
     fn judge(
@@ -343,13 +345,38 @@ pub(super) mod tests {
     use std::fs;
 
     use super::*;
-    use crate::usb::{hold::tests::Machine, rules::Order};
+    use crate::usb::{
+        hold::tests::Machine,
+        rules::{Order, Rule},
+    };
 
     /// A device as it was judged.
     pub fn known(device: Device, verdict: Verdict, state: State) -> Known {
         let (once, error, generation, mode) = (false, None, 1, Mode::Enforce);
         let configured = device.configuration.clone();
         Known { device, verdict, state, once, error, by: None, configured, generation, mode }
+    }
+
+    #[test]
+    fn who_is_one_too_many_comes_in_when_another_goes() {
+        let machine = Machine::new("0\n");
+        for port in ["1-1", "1-2", "1-3"] {
+            machine.device(port, "0");
+        }
+        let rule = Rule { id: Some((1, None)), at_most: Some(1), ..Rule::new(Action::Allow, 1) };
+        let rules = Rules { default: Action::Hold, order: Order::First, rules: vec![rule] };
+        let mut keeper = Keeper::new(machine.places(), Arc::new(rules));
+        let mut look = || -> Vec<(String, State)> {
+            let news = keeper.look(Mode::Enforce).into_iter();
+            news.map(|known| (known.device.port, known.state)).collect()
+        };
+        let is = |port: &str, state| (port.to_owned(), state);
+        let held = State::Held;
+        assert_eq!(look(), [is("1-1", State::Allowed), is("1-2", held), is("1-3", held)]);
+        assert_eq!(look(), []);
+        fs::remove_dir_all(machine.places().devices.join("1-1")).expect("unplugged");
+        assert_eq!(look(), [is("1-1", State::Detached), is("1-2", State::Allowed)]);
+        assert_eq!(look(), []);
     }
 
     #[test]

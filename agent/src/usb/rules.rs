@@ -244,6 +244,9 @@ pub struct Verdict {
     pub rule: Option<usize>,
 }
 
+/// The reason for which a device is held that a rule would let in, but not as one more.
+pub const TOO_MANY: &str = "too-many";
+
 /// Decides about a device. `in_use` says how many others a rule lets in now.
 ///
 /// A device with a flaw is let in by nothing, and a rule that is full leaves it to others to let in more.
@@ -271,7 +274,7 @@ fn by_first(device: &Device, rules: &Rules, in_use: impl Fn(usize) -> usize) -> 
     }
     match full {
         _ if device.flaw.is_some() => by(Action::Hold, "malformed", None),
-        Some(index) => by(Action::Hold, "too-many", Some(index)),
+        Some(index) => by(Action::Hold, TOO_MANY, Some(index)),
         None => by(rules.default, "unlisted", None),
     }
 }
@@ -299,7 +302,7 @@ fn by_strictest(device: &Device, rules: &Rules, in_use: impl Fn(usize) -> usize)
         full = full.or(Some(index));
     }
     match full {
-        Some(index) => by(Action::Hold, "too-many", Some(index)),
+        Some(index) => by(Action::Hold, TOO_MANY, Some(index)),
         None => by(rules.default, "unlisted", None),
     }
 }

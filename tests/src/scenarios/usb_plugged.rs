@@ -88,14 +88,19 @@ pub fn plugged() -> Result<()> {
     told(mark, "allowed", ports[0])?;
 
     let [let_in, held] = reloaded(&network)?;
+    let mark = events::mark()?;
     unplug("first", &first)?;
-    agent.stop()?;
-    // Nobody had let them in before the agent, and nobody does after it.
-    if let_in == first {
-        stays_held(&held)?;
+    let left = if let_in == first {
+        // There is room for it now.
+        told(mark, "allowed", &held)?;
+        held
     } else {
-        bound(&let_in, &["usb-storage"])?;
-    }
+        let_in
+    };
+    bound(&left, &["usb-storage"])?;
+    agent.stop()?;
+    bound(&left, &["usb-storage"])?;
+    // Nobody had let it in before the agent, and nobody does after it.
     stays_held(&network)?;
     ensure!(defaults()? == before, "{before:?} became {:?}", defaults()?);
     Ok(())
