@@ -122,14 +122,15 @@ fn journal() -> Result<String> {
 /// What an operator says through the servers is done for its signature, at once or when the device comes
 /// back; and what the device does is told there.
 pub fn through_servers() -> Result<()> {
+    // Another scenario may have purged it.
+    sh(
+        "systemctl is-system-running --wait > /dev/null; dpkg --install /files/portcullis_0.0.1_*.deb",
+    )?;
     fresh(FOLDER)?;
     certificates()?;
     for name in ["ops", "stranger"] {
         expect(0, &["key", "generate", "-o", &format!("{FOLDER}/{name}.pem")])?;
     }
-    sh(
-        "systemctl is-system-running --wait > /dev/null; dpkg --install /files/portcullis_0.0.1_*.deb",
-    )?;
     let _server = server()?;
     fs::write("/etc/portcullis/policy.toml", policy_text(1))?;
     fs::copy(format!("{FOLDER}/ops.pub.pem"), "/etc/portcullis/ops.pub.pem")?;
