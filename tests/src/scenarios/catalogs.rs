@@ -25,10 +25,17 @@ pub(super) const FOLDER: &str = "/var/lib/portcullis/catalogs";
 /// Which versions were in force.
 const SEEN: &str = "/var/lib/portcullis/catalogs.json";
 
+/// No catalog was ever in force.
+pub(super) fn forget_versions() {
+    for file in [SEEN.to_owned(), format!("{SEEN}.copy")] {
+        let _ = fs::remove_file(file);
+    }
+}
+
 /// A policy that trusts a maker for some kinds, and an operator for programs.
 pub(super) fn policy(maker_kinds: &str) -> Result<Policy> {
     let _ = fs::remove_dir_all(FOLDER);
-    let _ = fs::remove_file(SEEN);
+    forget_versions();
     let policy = base_policy(&[])?;
     policy.append(&format!(
         "\n[[signer]]\nname = \"acme\"\nslot = \"maker\"\ncertificate = \"{SIGNED}/ca.crt\"\n\

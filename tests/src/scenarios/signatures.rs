@@ -321,7 +321,7 @@ pub fn revoked() -> Result<()> {
     }
     agent.stop()?;
     let _ = fs::remove_dir_all(CATALOGS);
-    let _ = fs::remove_file("/var/lib/portcullis/catalogs.json");
+    super::catalogs::forget_versions();
 
     sign(&program, &signature("by-rsa")?)?;
     let agent = Agent::start(&policy(&by_key)?, "enforce", &[])?;
