@@ -125,15 +125,17 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         tell_api.clone(),
     );
     let (_api, api_check) = api::start(device_file, bundles_on_their_way, sender.clone(), tell_api);
+    // Before anybody sees that the agent is there: a signal that comes while its handler is being put in
+    // place is lost (signal-hook-registry has nothing to call yet).
+    let on = |kind| signal(kind).map_err(system("watching for signals"));
+    let mut terminate = on(SignalKind::terminate())?;
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let mut hangup = on(SignalKind::hangup())?;
     let _server = server::listen(Path::new(SOCKET), sender).map_err(|source| RunError::System {
         what: "listening at /run/portcullis/agent.sock",
         source,
     })?;
     let mut mounts = watch_mounts().map_err(system("watching for filesystems that are mounted"))?;
-    let on = |kind| signal(kind).map_err(system("watching for signals"));
-    let mut terminate = on(SignalKind::terminate())?;
-    let mut interrupt = on(SignalKind::interrupt())?;
-    let mut hangup = on(SignalKind::hangup())?;
     let mut proof = interval(PROOF_INTERVAL);
     proof.set_missed_tick_behavior(MissedTickBehavior::Delay);
     proof.reset();
