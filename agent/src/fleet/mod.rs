@@ -24,7 +24,7 @@ use thiserror::Error;
 use tokio::time::sleep;
 
 /// How often the servers are asked for something: one of them may just have gone.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 6;
 
 /// Why the servers have not done what they were asked for.
 #[derive(Debug, Error)]

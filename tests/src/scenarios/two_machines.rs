@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::{
     bundles::{DEVICE, Operator},
     bundles_network::{Pki, said},
-    fresh,
+    fresh, modprobe,
 };
 use crate::agent::{Agent, PATIENCE};
 
@@ -42,6 +42,7 @@ fn ip(words: &[&str]) -> Result<()> {
 }
 
 fn join_network(address: &str) -> Result<()> {
+    modprobe("virtio_net")?;
     ip(&["link", "set", "lo", "up"])?;
     ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
     ip(&["link", "set", "eth0", "up"])
