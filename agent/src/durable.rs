@@ -75,38 +75,28 @@ pub fn mend_copy(path: &Path) {
     }
 }
 
-/// What was found where [`replace_both`] writes.
-#[derive(Debug)]
-pub enum Found<T, E> {
-    /// What the file says.
-    Whole(T),
-    /// What its second copy says, and what is wrong with the file.
-    Copy(T, String),
-    /// Neither is there.
-    Nothing,
-    /// Neither can be used; what is wrong with the file.
-    Unusable(E),
-}
-
-/// Reads a file, or its second copy if it is damaged or lost.
-pub fn read_either<T, E: std::fmt::Display>(
+/// Reads what [`replace_both`] has written: the file, or its second copy if it is damaged or lost, and what
+/// is wrong with the file then. The default if neither is there.
+///
+/// # Errors
+/// If neither can be used; what is wrong with the file.
+pub fn read_either<T: Default, E: std::fmt::Display>(
     path: &Path,
     parse: impl Fn(&[u8]) -> Result<T, E>,
     unreadable: impl Fn(io::Error) -> E,
-) -> Found<T, E> {
+) -> Result<(T, Option<String>), E> {
     let read = |path: &Path| fs::read(path).map(|bytes| parse(&bytes));
     let error = match read(path) {
-        Ok(Ok(content)) => return Found::Whole(content),
+        Ok(Ok(content)) => return Ok((content, None)),
         Ok(Err(error)) => Some(error),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(unreadable(error)),
     };
     match (read(&second(path)), error) {
-        (Ok(Ok(content)), Some(error)) => Found::Copy(content, error.to_string()),
-        (Ok(Ok(content)), None) => Found::Copy(content, format!("{} is lost", path.display())),
-        (_, Some(error)) => Found::Unusable(error),
-        (Ok(Err(error)), None) => Found::Unusable(error),
-        (Err(_), None) => Found::Nothing,
+        (Ok(Ok(content)), Some(error)) => Ok((content, Some(error.to_string()))),
+        (Ok(Ok(content)), None) => Ok((content, Some(format!("{} is lost", path.display())))),
+        (_, Some(error)) | (Ok(Err(error)), None) => Err(error),
+        (Err(_), None) => Ok((T::default(), None)),
     }
 }
 
@@ -114,7 +104,7 @@ pub fn read_either<T, E: std::fmt::Display>(
 mod tests {
     use super::*;
 
-    fn number(path: &Path) -> Found<u64, String> {
+    fn number(path: &Path) -> Result<(u64, Option<String>), String> {
         let parse = |bytes: &[u8]| {
             let text = String::from_utf8_lossy(bytes);
             text.parse().map_err(|error: std::num::ParseIntError| error.to_string())
@@ -126,19 +116,19 @@ mod tests {
     fn a_second_copy_stands_in() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("number");
-        assert!(matches!(number(&path), Found::Nothing));
+        assert_eq!(number(&path), Ok((0, None)));
         replace_both(&path, |out| out.write_all(b"7")).expect("written");
-        assert!(matches!(number(&path), Found::Whole(7)));
+        assert_eq!(number(&path), Ok((7, None)));
         for damage in [&b""[..], b"x", b"\xff"] {
             fs::write(&path, damage).expect("written");
-            assert!(matches!(number(&path), Found::Copy(7, _)));
+            assert!(matches!(number(&path), Ok((7, Some(_)))));
         }
         fs::remove_file(&path).expect("removed");
-        assert!(matches!(number(&path), Found::Copy(7, why) if why.ends_with("is lost")));
+        assert!(matches!(number(&path), Ok((7, Some(why))) if why.ends_with("is lost")));
         fs::write(second(&path), "").expect("written");
-        assert!(matches!(number(&path), Found::Unusable(_)));
+        assert!(number(&path).is_err());
         fs::write(&path, "8").expect("written");
-        assert!(matches!(number(&path), Found::Whole(8)));
+        assert_eq!(number(&path), Ok((8, None)));
         mend_copy(&path);
         assert_eq!(fs::read(second(&path)).expect("written"), b"8");
     }

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::durable::{self, Found};
+use crate::durable;
 
 /// A catalog that was in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,12 +61,7 @@ impl Versions {
                 .map_err(|source| VersionsError::Damaged { file: file.to_owned(), source })
         };
         let unreadable = |source| VersionsError::File { file: file.to_owned(), source };
-        let (seen, recovered) = match durable::read_either(file, parse, unreadable) {
-            Found::Whole(seen) => (seen, None),
-            Found::Copy(seen, why) => (seen, Some(why)),
-            Found::Nothing => (BTreeMap::new(), None),
-            Found::Unusable(error) => return Err(error),
-        };
+        let (seen, recovered) = durable::read_either(file, parse, unreadable)?;
         Ok(Self { file: file.to_owned(), seen, recovered })
     }
 

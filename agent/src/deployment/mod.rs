@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::{
     artifact::digest,
-    durable::{self, Found},
+    durable,
     policy::{
         bundle::{Bundle, Manifest},
         trust::Why,
@@ -151,12 +151,7 @@ impl Store {
                 .map_err(|source| StoreError::Damaged { path: path.clone(), source })
         };
         let unreadable = |source| StoreError::File { path: path.clone(), source };
-        let (state, recovered) = match durable::read_either(&path, parse, unreadable) {
-            Found::Whole(state) => (state, None),
-            Found::Copy(state, why) => (state, Some(why)),
-            Found::Nothing => (State::default(), None),
-            Found::Unusable(error) => return Err(error),
-        };
+        let (state, recovered) = durable::read_either(&path, parse, unreadable)?;
         Ok(Self { state, recovered, is_damaged: false, ..Self::damaged(folder) })
     }
 
@@ -281,8 +276,8 @@ impl Store {
         self.unpack(bundle)
     }
 
-    /// Reads a bundle that is kept, and unpacks it unless that was done. Returns its policy file, and whether its signers
-    /// want it enforced whatever it would stop.
+    /// Reads a bundle that is kept, and unpacks it unless that was done. Returns its policy file, and
+    /// whether its signers want it enforced whatever it would stop.
     ///
     /// # Errors
     /// With what is wrong with it, for people.
