@@ -13,7 +13,7 @@ use toml::Spanned;
 use crate::{
     artifact::digest,
     control::caller::Role,
-    policy::bundle::{placed, read_device_file},
+    policy::bundle::{parse_device_file, placed, read_device_file},
 };
 
 /// Where the agent listens, and who may do what.
@@ -84,9 +84,7 @@ impl Config {
 
     fn parse(path: &Path, text: &str) -> Result<Option<Self>, String> {
         let wrong = |span: Range<usize>, message: String| placed(path, text, span.start, &message);
-        let file: DeviceFile = toml::from_str(text).map_err(|error| {
-            wrong(error.span().unwrap_or_default(), format!("{}; {HELP}", error.message()))
-        })?;
+        let file: DeviceFile = parse_device_file(path, text, HELP)?;
         let Some(table) = file.api else { return Ok(None) };
         let place = table.span();
         let Table { listen, certificate, key, client_ca, client } = table.into_inner();

@@ -19,7 +19,7 @@ use super::Kept;
 use crate::{
     durable,
     kernel::filesystems::magic_of_file,
-    policy::bundle::{placed, read_device_file},
+    policy::bundle::{parse_device_file, placed, read_device_file},
 };
 
 /// The file in a folder that is named as a place.
@@ -82,11 +82,8 @@ impl HighWater {
 
     fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let wrong = |offset, message: &str| placed(path, text, offset, message);
-        let file: DeviceFile = toml::from_str(text).map_err(|error| {
-            let help = "write high_water = [\"efi\", \"/boot/portcullis\"]";
-            let offset = error.span().map_or(0, |span| span.start);
-            wrong(offset, &format!("{}; {help}", error.message()))
-        })?;
+        let help = "write high_water = [\"efi\", \"/boot/portcullis\"]";
+        let file: DeviceFile = parse_device_file(path, text, help)?;
         if let Some(one) = file.high_water.get(MOST) {
             let message = format!("high_water names more than {MOST} places; take some out");
             return Err(wrong(one.span().start, &message));

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{connect::Files, names::MAX_GROUPS};
-use crate::policy::bundle::{Device, placed, read_device_file};
+use crate::policy::bundle::{Device, parse_device_file, placed, read_device_file};
 
 /// Who runs the link, where nobody else is named.
 pub const USER: &str = "portcullis-fleet";
@@ -84,9 +84,7 @@ impl Config {
 
     fn parse(path: &Path, text: &str) -> Result<Option<Self>, String> {
         let wrong = |span: Range<usize>, message: String| placed(path, text, span.start, &message);
-        let file: DeviceFile = toml::from_str(text).map_err(|error| {
-            wrong(error.span().unwrap_or_default(), format!("{}; {HELP}", error.message()))
-        })?;
+        let file: DeviceFile = parse_device_file(path, text, HELP)?;
         let Some(table) = file.fleet else { return Ok(None) };
         let place = table.span();
         let Table { servers, certificate, key, ca, user, events } = table.into_inner();

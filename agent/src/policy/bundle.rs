@@ -32,7 +32,7 @@ use crate::{
 };
 
 pub use build::{BuildError, Options, build};
-pub use device::{DEVICE_FILE, Device, placed, read_device_file};
+pub use device::{DEVICE_FILE, Device, parse_device_file, placed, read_device_file};
 pub use head::Head;
 pub use manifest::{Manifest, Part, Target};
 

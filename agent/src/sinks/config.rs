@@ -15,7 +15,7 @@ use super::{
     stream::Tls, syslog::Syslog,
 };
 use crate::policy::{
-    bundle::{placed, read_device_file},
+    bundle::{parse_device_file, placed, read_device_file},
     manifest::is_name,
 };
 
@@ -119,9 +119,7 @@ impl Config {
 
     fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let wrong = |span: Range<usize>, message: String| placed(path, text, span.start, &message);
-        let file: DeviceFile = toml::from_str(text).map_err(|error| {
-            wrong(error.span().unwrap_or_default(), format!("{}; {HELP}", error.message()))
-        })?;
+        let file: DeviceFile = parse_device_file(path, text, HELP)?;
         let mut sinks: Vec<SinkConfig> = Vec::new();
         for table in file.sink {
             let place = table.span();

@@ -2,7 +2,10 @@
 
 use std::{fmt, fs, io, path::Path};
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use super::Target;
 use crate::policy::manifest::is_name;
@@ -56,6 +59,21 @@ pub fn read_device_file(path: &Path) -> Result<Option<String>, String> {
     }
 }
 
+/// Understands the device's file as far as somebody cares; `help` is what to write there.
+///
+/// # Errors
+/// If it cannot be understood, with the line, for people.
+pub fn parse_device_file<T: DeserializeOwned>(
+    path: &Path,
+    text: &str,
+    help: &str,
+) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        placed(path, text, offset, &format!("{}; {help}", error.message()))
+    })
+}
+
 impl Device {
     /// Reads the file; without one the device has no name and no group.
     ///
@@ -72,11 +90,7 @@ impl Device {
     /// If it cannot be understood, for people.
     pub fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let help = "write name = \"pump-3\" and groups = [\"plant-7\"]";
-        let file: DeviceFile = toml::from_str(text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start);
-            placed(path, text, offset, &format!("{}; {help}", error.message()))
-        })?;
-        let DeviceFile { name, groups, .. } = file;
+        let DeviceFile { name, groups, .. } = parse_device_file(path, text, help)?;
         let device = Self { name, groups };
         let mut names = device.name.iter().chain(&device.groups);
         match names.find(|name| !is_name(name)) {
