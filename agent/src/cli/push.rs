@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     BAD_INPUT, OrExit, Outcome,
-    fleet::{self, Plan, Remote, Stages},
+    fleet::{self, Plan, Remote},
     output,
 };
 use crate::{
@@ -21,26 +21,13 @@ use crate::{
 pub struct PushArgs {
     /// The bundle, as made by `portcullis policy build` and `sign`
     bundle: PathBuf,
-    /// Take it back unless `portcullis policy confirm` is said within this time, for example 5m; also
-    /// when the agent or the device is started again, or a health check fails
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    confirm_within: Option<u64>,
+    #[command(flatten)]
+    plan: Plan,
     /// Show the answer as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     remote: Remote,
-    /// Go on stage by stage, up to so many devices or percent of them, and no further than the first
-    /// stage that goes wrong: for example 1,10%,100%
-    #[arg(long = "stage", value_name = "STAGES")]
-    stages: Option<Stages>,
-    /// Look at the devices of a stage so long after it was pushed, for example 2m; if one is worse than
-    /// before, or failed, the stage has gone wrong (default with --stage: 30s)
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    settle: Option<u64>,
-    /// Confirm on the devices of each stage that has gone well
-    #[arg(long, requires = "confirm_within")]
-    confirm: bool,
 }
 
 #[derive(clap::Args)]
@@ -73,15 +60,10 @@ pub fn seconds(text: &str) -> Result<u64, String> {
 
 pub fn push(args: &PushArgs) -> Outcome {
     if let Some(fleet) = args.remote.fleet()? {
-        let plan = Plan {
-            confirm_within: args.confirm_within,
-            stages: args.stages.clone(),
-            settle: args.settle,
-            confirm: args.confirm,
-        };
-        return fleet::push(&fleet, &args.bundle, &plan, args.json);
+        return fleet::push(&fleet, &args.bundle, &args.plan, args.json);
     }
-    if args.stages.is_some() || args.settle.is_some() || args.confirm {
+    let Plan { confirm_within, ref stages, settle, confirm } = args.plan;
+    if stages.is_some() || settle.is_some() || confirm {
         let error = anyhow!("--stage, --settle and --confirm are for devices; --device names one");
         return Err(error).or_exit(BAD_INPUT);
     }
@@ -93,7 +75,7 @@ pub fn push(args: &PushArgs) -> Outcome {
         .to_str()
         .ok_or_else(|| anyhow!("{}: is not UTF-8; give it another name", full.display()))
         .or_exit(BAD_INPUT)?;
-    let request = Request::Push { path: path.to_owned(), confirm_within: args.confirm_within };
+    let request = Request::Push { path: path.to_owned(), confirm_within };
     let answer: PushAnswer = client::ask_json(&request)?;
     if args.json {
         output::print(&(serde_json::to_string(&answer).or_exit(BAD_INPUT)? + "\n"))?;

@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub use look::{events, status};
-pub use rollout::{Plan, Stages, push};
+pub use rollout::{Plan, push};
 
 /// Devices somewhere else, and with which certificate they are asked.
 #[derive(clap::Args)]

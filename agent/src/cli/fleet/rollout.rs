@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::{Fleet, Row, Said, show, wait_for};
 use crate::{
     api::client::Ask,
-    cli::{BAD_INPUT, Failure, OrExit, Outcome, output},
+    cli::{BAD_INPUT, Failure, OrExit, Outcome, output, push::seconds},
     fleet::words::{Finding, Report},
     policy::bundle::{Bundle, MAX_BUNDLE},
 };
@@ -68,16 +68,23 @@ impl Stages {
     }
 }
 
-/// How a bundle is to be pushed.
-#[derive(Clone, Debug)]
+/// How a bundle is to be pushed. Times are in seconds.
+#[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
-    /// Take it back unless it is confirmed within so many seconds.
+    /// Take it back unless it is confirmed within this time, for example 5m; also when the agent or the
+    /// device is started again, or a health check fails
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub confirm_within: Option<u64>,
-    /// The stages; all devices at once if there are none.
+    /// Go on stage by stage, up to so many devices or percent of them, and no further than the first
+    /// stage that goes wrong: for example 1,10%,100%
+    #[arg(long = "stage", value_name = "STAGES")]
     pub stages: Option<Stages>,
-    /// How many seconds after a stage its devices are looked at.
+    /// Look at the devices of a stage so long after it was pushed, for example 2m; if one is worse than
+    /// before, or failed, the stage has gone wrong (default with --stage: 30s)
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub settle: Option<u64>,
-    /// Whether a stage is confirmed that went well.
+    /// Confirm on the devices of each stage that has gone well
+    #[arg(long, requires = "confirm_within")]
     pub confirm: bool,
 }
 

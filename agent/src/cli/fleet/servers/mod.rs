@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::anyhow;
 use async_nats::ServerAddr;
 
-use super::{Row, Stages, rollout, show, wait_for};
+use super::{Plan, Row, rollout, show, wait_for};
 use crate::{
     cli::{BAD_INPUT, Failure, OrExit, Outcome, UNAVAILABLE, output, push::seconds},
     fleet::{
@@ -119,21 +119,8 @@ pub struct PushArgs {
     bundle: PathBuf,
     #[command(flatten)]
     target: For,
-    /// Take it back unless it is confirmed within this time, for example 10m; also when the agent or the
-    /// device is started again, or a health check fails
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    confirm_within: Option<u64>,
-    /// Go on stage by stage, up to so many devices or percent of those that are there: for example
-    /// 1,10%,100%
-    #[arg(long = "stage", value_name = "STAGES")]
-    stages: Option<Stages>,
-    /// Look at the devices of a stage so long after it was pushed, for example 2m; if one is worse than
-    /// before, or failed, the stage has gone wrong (default with --stage: 30s)
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    settle: Option<u64>,
-    /// Confirm on the devices of each stage that has gone well
-    #[arg(long, requires = "confirm_within")]
-    confirm: bool,
+    #[command(flatten)]
+    plan: Plan,
     #[command(flatten)]
     patience: Patience,
     #[command(flatten)]

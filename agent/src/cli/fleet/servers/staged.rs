@@ -31,17 +31,11 @@ const REPORT: Duration = Duration::from_secs(30);
 pub fn push(args: &PushArgs) -> Outcome {
     let target = args.target.target()?;
     let bundle = rollout::read(&args.bundle)?;
-    let plan = Plan {
-        confirm_within: args.confirm_within,
-        stages: args.stages.clone(),
-        settle: args.settle,
-        confirm: args.confirm,
-    };
     let bar = output::progress(0, "looking who is there");
     let rows = wait_for(async {
         let plant = args.servers.plant().await?;
         let (presence, timeout) = (args.patience.presence(), args.patience.timeout());
-        roll_out(&plant, &target, bundle, &plan, presence, timeout, &bar).await
+        roll_out(&plant, &target, bundle, &args.plan, presence, timeout, &bar).await
     })??;
     bar.finish_and_clear();
     show(&rows, args.patience.json)
