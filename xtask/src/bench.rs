@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     build,
     command::{command, run},
-    kernel::Kernel,
+    kernel::Which,
     root, setup,
     vm::{Ended, Vm},
 };
@@ -45,12 +45,8 @@ pub struct FleetArgs {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kernel to measure on: a series or the path of an image
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// The modules of a kernel that is named by its image
-    #[arg(long, value_name = "DIR")]
-    modules: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    kernel: Which,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -83,7 +79,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Fleet(args) => return fleet(args),
     };
     setup::setup(setup::For::Machines)?;
-    let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
+    let kernel = args.kernel.find()?;
     let built = build::build()?;
     let command = ["portcullis-guest", "bench", name].map(str::to_owned);
     let mut vm = Vm::new(&kernel, &built, &command);

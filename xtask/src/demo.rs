@@ -11,19 +11,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build,
-    kernel::Kernel,
+    kernel::Which,
     setup,
     vm::{Ended, Rootfs, Vm},
 };
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kernel to boot: a series or the path of an image
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// The modules of a kernel that is named by its image
-    #[arg(long, value_name = "DIR")]
-    modules: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    kernel: Which,
     /// Do the audit part on this machine, if its kernel can hold the gates
     #[arg(long)]
     here: bool,
@@ -34,7 +30,7 @@ pub fn demo(args: &Args) -> Result<ExitCode> {
         return here();
     }
     setup::setup(setup::For::Demo)?;
-    let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
+    let kernel = args.kernel.find()?;
     let built = build::build()?;
     println!("booting Debian on Linux {} under software emulation …", kernel.name);
     let start = Instant::now();

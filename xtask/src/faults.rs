@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::{
     build,
-    kernel::Kernel,
+    kernel::Which,
     setup,
     vm::{Ended, Vm},
 };
@@ -28,12 +28,8 @@ pub struct Args {
     /// The run to begin with
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "only_run")]
     from: u64,
-    /// The kernel to boot: a series or the path of an image
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// The modules of a kernel that is named by its image
-    #[arg(long, value_name = "DIR")]
-    modules: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    kernel: Which,
 }
 
 /// Runs in one machine; what one of them leaves does not go on for ever.
@@ -41,7 +37,7 @@ const IN_ONE: u64 = 120;
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     setup::setup(setup::For::Machines)?;
-    let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
+    let kernel = args.kernel.find()?;
     let built = build::build()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = args.seed.unwrap_or(now.as_secs());

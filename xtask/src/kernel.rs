@@ -25,6 +25,23 @@ pub const OLD: &str = "5.10";
 /// What stands for the newest kernel that Debian has.
 pub const NEWEST: &str = "newest";
 
+/// Which kernel a command boots.
+#[derive(clap::Args)]
+pub struct Which {
+    /// The kernel to boot: a series (5.10, 6.1, 6.12, newest …) or the path of an image
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// The modules of a kernel that is named by its image
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+}
+
+impl Which {
+    pub fn find(&self) -> Result<Kernel> {
+        Kernel::find(&self.kernel, self.modules.as_deref())
+    }
+}
+
 /// A kernel that a virtual machine can boot.
 #[derive(Clone, Debug)]
 pub struct Kernel {

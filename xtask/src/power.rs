@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build::{self, Built},
-    kernel::Kernel,
+    kernel::{Kernel, Which},
     setup,
     vm::{Cut, Ended, Vm, empty_disk},
 };
@@ -23,12 +23,8 @@ pub struct Args {
     /// Repeats an earlier run's moments, as far as an emulator can (default: another one each time)
     #[arg(long)]
     seed: Option<u64>,
-    /// The kernel to boot: a series or the path of an image
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// The modules of a kernel that is named by its image
-    #[arg(long, value_name = "DIR")]
-    modules: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    kernel: Which,
 }
 
 /// A push takes less than this under emulation, so that cuts also come after it.
@@ -36,7 +32,7 @@ const LONGEST: u64 = 1200;
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     setup::setup(setup::For::Machines)?;
-    let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
+    let kernel = args.kernel.find()?;
     let built = build::build()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = args.seed.unwrap_or(now.as_secs());

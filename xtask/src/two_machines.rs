@@ -6,19 +6,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build::{self, Built},
-    kernel::Kernel,
+    kernel::{Kernel, Which},
     setup,
     vm::{Ended, Vm},
 };
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kernel to boot: a series or the path of an image
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// The modules of a kernel that is named by its image
-    #[arg(long, value_name = "DIR")]
-    modules: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    kernel: Which,
 }
 
 /// Which of the two a machine is.
@@ -26,7 +22,7 @@ const SIDES: [&str; 2] = ["device", "operator"];
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     setup::setup(setup::For::Machines)?;
-    let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
+    let kernel = args.kernel.find()?;
     let built = build::build()?;
     on_one_network(&kernel, &built, kernel.needs(), &|line| println!("{line}"))?;
     println!("every policy came over the network, and those that had to be were taken back");

@@ -19,7 +19,7 @@ use crate::{
     command::quietly,
     debian,
     initramfs::{self, Contents},
-    kernel::Kernel,
+    kernel::{Kernel, Which},
     plug::Hand,
     setup,
 };
@@ -35,12 +35,8 @@ pub enum Rootfs {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A series (5.10, 6.1, 6.12, newest …) or the path of an image
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// The modules of a kernel that is named by its image
-    #[arg(long, value_name = "DIR")]
-    modules: Option<PathBuf>,
+    #[command(flatten)]
+    kernel: Which,
     /// A folder that appears as /files
     #[arg(long, value_name = "DIR")]
     files: Option<PathBuf>,
@@ -166,7 +162,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Rootfs::Busybox => setup::For::Machines,
         Rootfs::Debian => setup::For::Demo,
     })?;
-    let kernel = Kernel::find(&args.kernel, args.modules.as_deref())?;
+    let kernel = args.kernel.find()?;
     let built = build::build()?;
     let vm = Vm {
         files: args.files.as_deref(),
