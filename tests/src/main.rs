@@ -12,6 +12,7 @@ mod faults;
 mod gadget;
 mod init;
 mod mapping;
+mod pki;
 mod power;
 mod raw;
 mod ring;

@@ -3,55 +3,23 @@
 use std::{
     fs,
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
-use super::{
-    bundles::{DEVICE, Operator, wait_for},
-    fresh,
-};
+use super::bundles::{DEVICE, Operator, wait_for};
 use crate::{
     agent::{expect, json, text},
     events,
+    pki::Pki,
 };
 
 const ADDRESS: &str = "127.0.0.1:7443";
 
-/// Certificates of a plant.
-pub(super) struct Pki {
-    folder: PathBuf,
-    ca: Issuer<'static, KeyPair>,
-}
-
 impl Pki {
-    pub(super) fn new(folder: &str) -> Result<Self> {
-        let folder = fresh(folder)?.to_owned();
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "plant");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        fs::write(folder.join("ca.pem"), params.self_signed(&key)?.pem())?;
-        Ok(Self { folder, ca: Issuer::new(params, key) })
-    }
-
-    pub(super) fn make(&self, name: &str) -> Result<()> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        fs::write(self.path(&format!("{name}.pem")), params.signed_by(&key, &self.ca)?.pem())?;
-        Ok(fs::write(self.path(&format!("{name}.key")), key.serialize_pem())?)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
     /// Runs `portcullis` on the device, as this operator.
     fn ask(&self, code: i32, name: &str, words: &[&str]) -> Result<Output> {
         Self::ask_at(&self.folder, "pump-3=127.0.0.1", code, name, words)

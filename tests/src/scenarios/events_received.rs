@@ -12,13 +12,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
 use super::fresh;
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
     attack::{evil, exec_path, install},
+    pki::Pki,
 };
 
 /// Where the image has the receivers that would stand in each other's way if they were installed.
@@ -136,20 +136,6 @@ fn syslog_ng() -> Result<Receiver> {
     )
 }
 
-fn certificates() -> Result<()> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name.push(DnType::CommonName, "plant");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    fs::write(format!("{FOLDER}/ca.pem"), params.self_signed(&key)?.pem())?;
-    let ca = Issuer::new(params, key);
-    let key = KeyPair::generate()?;
-    let params = CertificateParams::new(vec!["siem".to_owned()])?;
-    fs::write(format!("{FOLDER}/siem.pem"), params.signed_by(&key, &ca)?.pem())?;
-    Ok(fs::write(format!("{FOLDER}/siem.key"), key.serialize_pem())?)
-}
-
 /// Waits until something is so.
 fn until<T>(what: &str, found: impl Fn() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + PATIENCE;
@@ -201,12 +187,11 @@ fn output_of(program: &str, arguments: &[&str]) -> Result<String> {
 /// Every receiver gets everything and parses it; one that is away gets it later, one that is stuck keeps
 /// nobody waiting; and what somebody takes out of the log is found.
 pub fn received_by_all() -> Result<()> {
-    fresh(FOLDER)?;
+    Pki::new(FOLDER)?.make("siem")?;
     fs::create_dir_all("/etc/portcullis")?;
     fs::write(DEVICE, SINKS)?;
     fs::write(format!("{FOLDER}/rsyslog.conf"), RSYSLOG)?;
     fs::write(format!("{FOLDER}/syslog-ng.conf"), SYSLOG_NG)?;
-    certificates()?;
     fs::create_dir_all("/var/log/audit")?;
     // It takes connections, and nothing that comes over them.
     let stuck = TcpListener::bind("127.0.0.1:5141")?;

@@ -10,11 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
-use super::{fresh, package::sh};
-use crate::agent::{PATIENCE, expect, json, portcullis};
+use super::package::sh;
+use crate::{
+    agent::{PATIENCE, expect, json, portcullis},
+    pki::Pki,
+};
 
 const FOLDER: &str = "/root/fleet";
 const SERVER: &str = "/opt/receivers/usr/sbin/nats-server";
@@ -28,24 +30,6 @@ impl Drop for Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn certificates() -> Result<()> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name.push(DnType::CommonName, "plant");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    fs::write(format!("{FOLDER}/ca.pem"), params.self_signed(&key)?.pem())?;
-    let ca = Issuer::new(params, key);
-    for name in ["server", "ann", "pump-3"] {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![name.to_owned(), "127.0.0.1".to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        fs::write(format!("{FOLDER}/{name}.pem"), params.signed_by(&key, &ca)?.pem())?;
-        fs::write(format!("{FOLDER}/{name}.key"), key.serialize_pem())?;
-    }
-    Ok(())
 }
 
 fn server() -> Result<Server> {
@@ -126,8 +110,10 @@ pub fn through_servers() -> Result<()> {
     sh(
         "systemctl is-system-running --wait > /dev/null; dpkg --install /files/portcullis_0.0.1_*.deb",
     )?;
-    fresh(FOLDER)?;
-    certificates()?;
+    let pki = Pki::new(FOLDER)?;
+    for name in ["server", "ann", "pump-3"] {
+        pki.make_for(name, &[name, "127.0.0.1"])?;
+    }
     for name in ["ops", "stranger"] {
         expect(0, &["key", "generate", "-o", &format!("{FOLDER}/{name}.pem")])?;
     }

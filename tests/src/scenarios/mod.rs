@@ -245,7 +245,7 @@ fn leaves_nothing() -> Result<()> {
 }
 
 /// A folder that is empty.
-fn fresh(path: &str) -> Result<&Path> {
+pub fn fresh(path: &str) -> Result<&Path> {
     let folder = Path::new(path);
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder)?;

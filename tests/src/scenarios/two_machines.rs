@@ -18,10 +18,13 @@ use serde_json::Value;
 
 use super::{
     bundles::{DEVICE, Operator},
-    bundles_network::{Pki, said},
+    bundles_network::said,
     fresh, modprobe,
 };
-use crate::agent::{Agent, PATIENCE};
+use crate::{
+    agent::{Agent, PATIENCE},
+    pki::Pki,
+};
 
 const DEVICE_ADDRESS: &str = "10.1.0.1";
 const OPERATOR_ADDRESS: &str = "10.1.0.2";
