@@ -169,8 +169,8 @@ pub fn prepare(base: &Policy, places: &Places, in_kernel: bool) -> Result<Prepar
 const VERSIONS: (&str, &str) = ("catalog-versions", "old catalogs cannot come back");
 
 fn bad_versions(found: String) -> Check {
-    let mend = "make the folder writable (run --state); a damaged file can be removed with its copy, which forgets \
-                which versions were in force";
+    let mend = "make the folder writable (run --state); a damaged file can be removed with its copy, \
+                which forgets which versions were in force";
     Check::bad(State::Warning, VERSIONS.0, VERSIONS.1, found, mend)
 }
 
