@@ -1,5 +1,5 @@
-//! High-water marks: which bundle is the newest that was ever accepted here, kept where a restored backup
-//! of the agent's state does not bring back what was there before.
+//! High-water marks: which bundle is the newest that was ever accepted here, and which tokens were used
+//! last, kept where a restored backup of the agent's state does not bring back what was there before.
 //!
 //! A mark never lowers what the state knows, and one that cannot be read or written stops nothing: a device
 //! that takes no policy any more is as bad as one that takes an old one. It is told.
@@ -12,10 +12,10 @@ use std::{
 };
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::Kept;
+use super::{Kept, State};
 use crate::{
     durable,
     kernel::filesystems::magic_of_file,
@@ -33,8 +33,11 @@ const ATTRIBUTES: [u8; 4] = [7, 0, 0, 0];
 const EFIVARFS: u64 = 0xde5e_81e4;
 /// The gates guard files on so many filesystems besides that of the state.
 pub const MOST: usize = 3;
-/// A mark is some 200 bytes.
+/// A mark is some 1,300 bytes at most.
 const MAX_BYTES: u64 = 4096;
+/// So many used tokens are kept in a mark, as variables of firmwares are small. A token is for one visit, and
+/// has a time after which it counts no more.
+const MOST_TOKENS: usize = 16;
 
 /// One place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,11 +54,23 @@ pub struct HighWater {
     places: Vec<Place>,
 }
 
+/// What one place keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mark {
+    /// The newest bundle that was ever accepted.
+    newest: Option<Kept>,
+    /// The tokens that were used last, as in [`State::used`].
+    used: Vec<String>,
+}
+
 /// What the places say.
 #[derive(Debug, Default)]
 pub struct Reading {
     /// The newest of what could be read.
     pub highest: Option<Kept>,
+    /// All tokens that any of them knows.
+    pub used: Vec<String>,
     /// What is wrong, for people.
     pub troubles: Vec<String>,
     /// Places in which nothing is yet.
@@ -124,13 +139,7 @@ impl HighWater {
         let mut reading = Reading::default();
         for place in &self.places {
             match place.get() {
-                Ok(Some(kept)) => {
-                    let is_higher =
-                        reading.highest.as_ref().is_none_or(|known| known.age() < kept.age());
-                    if is_higher {
-                        reading.highest = Some(kept);
-                    }
-                }
+                Ok(Some(mark)) => reading.take(mark),
                 Ok(None) => reading.empty.push(place.file()),
                 Err(why) => {
                     reading
@@ -142,18 +151,24 @@ impl HighWater {
         reading
     }
 
-    /// Writes this to every place that says anything else, or nothing if it is none; returns what went
-    /// wrong. What cannot be read is left alone unless `over` says so.
-    pub fn set(&self, newest: Option<&Kept>, over: bool) -> Vec<String> {
+    /// Writes this to every place that says anything else, or removes what is there if it is nothing;
+    /// returns what went wrong. What cannot be read is left alone unless `over` says so. Tokens that only a
+    /// place knows stay there.
+    pub fn set(&self, mark: &Mark, over: bool) -> Vec<String> {
         let mut troubles = Vec::new();
         for place in &self.places {
-            let known = place.get();
-            if known.as_ref().is_ok_and(|known| known.as_ref() == newest)
-                || (known.is_err() && !over)
-            {
+            let known = match place.get() {
+                Err(_) if !over => continue,
+                known => known,
+            };
+            let wanted = match &known {
+                Ok(Some(known)) => mark.clone().after(&known.used),
+                _ => mark.clone(),
+            };
+            if known.is_ok_and(|known| known.unwrap_or_default() == wanted) {
                 continue;
             }
-            if let Err(error) = place.set(newest) {
+            if let Err(error) = place.set(&wanted) {
                 troubles.push(format!("{} cannot be written: {error}", place.file().display()));
             }
         }
@@ -176,6 +191,51 @@ impl HighWater {
     }
 }
 
+impl Reading {
+    fn take(&mut self, mark: Mark) {
+        if let Some(kept) = mark.newest
+            && self.highest.as_ref().is_none_or(|known| known.age() < kept.age())
+        {
+            self.highest = Some(kept);
+        }
+        for token in mark.used {
+            if !self.used.contains(&token) {
+                self.used.push(token);
+            }
+        }
+    }
+}
+
+impl Mark {
+    /// What is to be kept of a state.
+    #[must_use]
+    pub fn of(state: &State) -> Self {
+        Self { newest: state.newest.clone(), used: state.used.clone() }.after(&[])
+    }
+
+    /// Whether there is nothing to keep.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// With tokens that were used before those that are known, as far as there is room.
+    fn after(mut self, used: &[String]) -> Self {
+        let older = used.iter().filter(|token| !self.used.contains(token)).cloned();
+        self.used = older.chain(self.used.iter().cloned()).collect();
+        self.used.drain(..self.used.len().saturating_sub(MOST_TOKENS));
+        self
+    }
+
+    /// The first marks were a bundle, and nothing else.
+    fn parse(content: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(content).or_else(|error| match serde_json::from_slice(content) {
+            Ok(newest) => Ok(Self { newest: Some(newest), used: Vec::new() }),
+            Err(_) => Err(error),
+        })
+    }
+}
+
 impl Place {
     /// The file.
     #[must_use]
@@ -194,7 +254,7 @@ impl Place {
         }
     }
 
-    fn get(&self) -> Result<Option<Kept>, String> {
+    fn get(&self) -> Result<Option<Mark>, String> {
         let mut bytes = Vec::new();
         let read =
             File::open(self.file()).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
@@ -206,18 +266,16 @@ impl Place {
             Self::Folder(_) => &bytes[..],
             Self::Variable(_) => bytes.get(ATTRIBUTES.len()..).unwrap_or_default(),
         };
-        let kept =
-            serde_json::from_slice(content).map_err(|error| format!("is damaged: {error}"))?;
-        Ok(Some(kept))
+        Mark::parse(content).map(Some).map_err(|error| format!("is damaged: {error}"))
     }
 
-    fn set(&self, kept: Option<&Kept>) -> io::Result<()> {
+    fn set(&self, mark: &Mark) -> io::Result<()> {
         let file = self.file();
-        let Some(kept) = kept else {
+        if mark.is_empty() {
             self.may_change(true)?;
             return fs::remove_file(&file);
-        };
-        let mut content = serde_json::to_vec(kept)?;
+        }
+        let mut content = serde_json::to_vec(mark)?;
         match self {
             Self::Folder(_) => {
                 self.make();
@@ -263,6 +321,10 @@ mod tests {
         Kept { sha256: format!("{version:064x}"), policy: "p".into(), version, epoch: 1 }
     }
 
+    fn mark(version: u64) -> Mark {
+        Mark { newest: Some(kept(version)), used: Vec::new() }
+    }
+
     fn parse(text: &str) -> Result<Vec<Place>, String> {
         HighWater::parse(Path::new("device.toml"), text).map(|parsed| parsed.places)
     }
@@ -297,25 +359,25 @@ mod tests {
         let marks = HighWater { places };
         let reading = marks.look();
         assert_eq!((reading.highest, reading.empty.len()), (None, 2));
-        assert_eq!(marks.set(Some(&kept(3)), false), [""; 0]);
+        assert_eq!(marks.set(&mark(3), false), [""; 0]);
         assert_eq!(marks.look().highest, Some(kept(3)));
         // As efivarfs has it.
         let variable = fs::read(&efi).expect("written");
         assert_eq!(variable[..5], [7, 0, 0, 0, b'{']);
         // One of them was put back.
-        Place::Folder(boot.clone()).set(Some(&kept(2))).expect("written");
+        Place::Folder(boot.clone()).set(&mark(2)).expect("written");
         assert_eq!(marks.look().highest, Some(kept(3)));
-        assert_eq!(marks.set(Some(&kept(3)), false), [""; 0]);
-        assert_eq!(marks.places[0].get(), Ok(Some(kept(3))));
+        assert_eq!(marks.set(&mark(3), false), [""; 0]);
+        assert_eq!(marks.places[0].get(), Ok(Some(mark(3))));
         // One is damaged, and stays until somebody knows better.
         fs::write(boot.join(FILE), "{").expect("written");
-        assert_eq!(marks.set(Some(&kept(3)), false), [""; 0]);
+        assert_eq!(marks.set(&mark(3), false), [""; 0]);
         let reading = marks.look();
         assert_eq!(reading.highest, Some(kept(3)));
         assert!(reading.troubles[0].contains("is damaged"), "{reading:?}");
-        assert_eq!(marks.set(Some(&kept(4)), true), [""; 0]);
+        assert_eq!(marks.set(&mark(4), true), [""; 0]);
         assert!(marks.look().troubles.is_empty());
-        assert_eq!(marks.set(None, true), [""; 0]);
+        assert_eq!(marks.set(&Mark::default(), true), [""; 0]);
         assert_eq!(marks.look().empty.len(), 2);
         assert_eq!(marks.beside(folder.path()).len(), 1);
     }
@@ -324,8 +386,34 @@ mod tests {
     fn a_place_whose_filesystem_is_not_there_is_told_and_not_made() {
         let folder = tempfile::tempdir().expect("a folder");
         let marks = HighWater { places: vec![Place::Folder(folder.path().join("not/mounted"))] };
-        let troubles = marks.set(Some(&kept(1)), true);
+        let troubles = marks.set(&mark(1), true);
         assert!(troubles[0].contains("cannot be written"), "{troubles:?}");
         assert!(!folder.path().join("not").exists());
+    }
+    #[test]
+    fn the_tokens_used_last_are_kept_whoever_knows_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [boot, other] = ["boot", "other"].map(|name| Place::Folder(folder.path().join(name)));
+        let marks = HighWater { places: vec![boot.clone(), other.clone()] };
+        // As they were at first.
+        fs::create_dir(folder.path().join("boot")).expect("made");
+        fs::write(boot.file(), serde_json::to_vec(&kept(3)).expect("JSON")).expect("written");
+        assert_eq!(boot.get(), Ok(Some(mark(3))));
+        let names =
+            |numbers: std::ops::Range<usize>| numbers.map(|n| format!("{n:064x}")).collect();
+        let state = |used| State { newest: Some(kept(3)), used, ..State::default() };
+        assert_eq!(marks.set(&Mark::of(&state(names(0..2))), false), [""; 0]);
+        assert_eq!(marks.look().used, names(0..2));
+        // A state that does not know the first ones, and a place that has missed them.
+        fs::remove_file(other.file()).expect("there");
+        assert_eq!(marks.set(&Mark::of(&state(names(2..4))), false), [""; 0]);
+        let used = |place: &Place| place.get().expect("readable").expect("there").used;
+        assert_eq!((used(&boot), used(&other)), (names(0..4), names(2..4)));
+        assert_eq!(marks.look().used, names(0..4));
+        let many: Vec<String> = names(4..40);
+        assert_eq!(marks.set(&Mark::of(&state(many)), false), [""; 0]);
+        assert_eq!((used(&boot), used(&other)), (names(24..40), names(24..40)));
+        let size = fs::metadata(boot.file()).expect("there").len();
+        assert!(size < MAX_BYTES / 2, "{size}");
     }
 }

@@ -133,7 +133,7 @@ pub struct Store {
     /// What is in force in the place of what was confirmed and cannot be; none in it is the policy file.
     /// Never on the disk, so that the next start tries again.
     instead: Option<Option<Kept>>,
-    /// Where else the newest is kept.
+    /// Where else the newest, and used tokens, are kept.
     high_water: HighWater,
     /// Whether a copy is in force in the place of the policy file.
     is_copy: bool,
@@ -251,14 +251,15 @@ impl Store {
         written.map_err(|source| StoreError::File { path, source })
     }
 
-    /// Has the high-water marks say what is the newest now; returns what went wrong. To be done after
-    /// [`Self::write`], as marks that are ahead of the state mean that the state was put back.
+    /// Has the high-water marks say what is the newest now, and which tokens were used; returns what went
+    /// wrong. To be done after [`Self::write`], as marks that are ahead of the state mean that the state was
+    /// put back.
     #[must_use]
     pub fn set_marks(&self) -> Vec<String> {
-        self.high_water.set(self.state.newest.as_ref(), true)
+        self.high_water.set(&high_water::Mark::of(&self.state), true)
     }
 
-    /// Where the newest is kept besides.
+    /// Where the newest, and used tokens, are kept besides.
     #[must_use]
     pub fn high_water(&self) -> &HighWater {
         &self.high_water
@@ -343,7 +344,8 @@ impl Store {
     /// If it was used before, or nobody can tell.
     pub fn with_used(&self, token: String) -> Result<Self, Why> {
         self.check_damage()?;
-        if self.state.used.contains(&token) {
+        // What could not be read when the agent started may be there by now.
+        if self.state.used.contains(&token) || self.high_water.look().used.contains(&token) {
             return Err(("used", "it was used here before; ask for another one".into()));
         }
         let mut next = self.clone();

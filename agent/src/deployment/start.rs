@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{HighWater, Kept, STATE, Store};
+use super::{HighWater, Kept, STATE, Store, high_water::Mark};
 use crate::{
     durable,
     kernel::check::{Check, State},
@@ -106,21 +106,34 @@ impl Store {
         let mut troubles = reading.troubles;
         self.high_water = high_water;
         let newest = self.state.newest.as_ref();
+        let mut is_put_back = false;
         if let Some(highest) = reading.highest
             && newest.is_none_or(|newest| newest.age() < highest.age())
         {
             self.state.newest = Some(highest.clone());
             self.state.set_back = Some(highest);
-            if let Err(error) = self.write() {
-                troubles.push(error.to_string());
-            }
+            is_put_back = true;
         }
-        if let Some(newest) = &self.state.newest {
+        let mut unknown = reading.used;
+        unknown.retain(|token| !self.state.used.contains(token));
+        if !unknown.is_empty() {
+            troubles.push(format!(
+                "the state was put back from an older copy: it did not know {} tokens that were used here",
+                unknown.len()
+            ));
+            self.state.used.append(&mut unknown);
+            is_put_back = true;
+        }
+        if is_put_back && let Err(error) = self.write() {
+            troubles.push(error.to_string());
+        }
+        let mark = Mark::of(&self.state);
+        if !mark.is_empty() {
             let missing = reading.empty.iter();
             troubles.extend(
                 missing.map(|file| format!("{} was not there, and was made anew", file.display())),
             );
-            troubles.extend(self.high_water.set(Some(newest), false));
+            troubles.extend(self.high_water.set(&mark, false));
         }
         troubles.extend(self.high_water.beside(&self.folder));
         troubles
@@ -309,6 +322,35 @@ mod tests {
         assert!(start().check_marks().is_some(), "what was found stays until it is mended");
         fs::write(&device, "high_water = 1").expect("written");
         assert!(start().check_marks().is_some_and(|check| check.state == State::Failed));
+    }
+
+    #[test]
+    fn a_token_stays_used_when_an_older_state_is_put_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (state, boot) = (folder.path().join("state"), folder.path().join("boot"));
+        let device = folder.path().join("device.toml");
+        fs::write(&device, format!("high_water = [{:?}]\n", boot)).expect("written");
+        let start = || at_start(&state, Path::new("/etc/policy.toml"), HighWater::read(&device));
+        let use_token = |token: &str| {
+            let store = start().store.with_used(token.into())?;
+            store.write().expect("written");
+            assert_eq!(store.set_marks(), [""; 0]);
+            Ok::<_, crate::policy::trust::Why>(())
+        };
+        use_token("a").expect("new");
+        let backup = fs::read(state.join("state.json")).expect("written");
+        use_token("b").expect("new");
+        fs::write(state.join("state.json"), backup).expect("put back");
+        let set_back = start();
+        let check = set_back.check_marks().expect("a check");
+        assert!(check.state == State::Warning && check.found.contains("1 tokens"), "{check:?}");
+        assert_eq!(use_token("b").map_err(|why| why.0), Err("used"));
+        assert!(start().check_marks().is_some_and(|check| !check.found.contains("put back")));
+        // Also where only the marks are left, and the agent learns of them after its start.
+        let store = Store::open(&folder.path().join("other")).expect("empty");
+        let marks = HighWater::read(&device).expect("good");
+        let store = Store { high_water: marks, ..store };
+        assert_eq!(store.with_used("a".into()).map(drop).map_err(|why| why.0), Err("used"));
     }
 
     #[test]

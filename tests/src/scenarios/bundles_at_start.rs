@@ -51,6 +51,8 @@ pub fn falls_back() -> Result<()> {
     operator.holds(2, true, "the state is that of a backup")?;
     ensure!(check("high-water")?["state"] == "failed");
     no(&["policy", "push", &second], "is older than policy v3")?;
+    // Nor does it bring back the token with which the gates were taken down after it was made.
+    no(&["stop", "--authorized", &operator.path("stop")?], "used")?;
     expect(0, &["policy", "push", &third])?;
     operator.holds(3, false, "pushed again")?;
     ensure!(check("high-water")?["state"] == "ok");

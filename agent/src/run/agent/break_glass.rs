@@ -63,7 +63,9 @@ impl Agent {
         // On the disk before it counts, so that it counts once.
         let next = self.deployment.store().with_used(token.claim.sha256())?;
         next.write().map_err(|error| ("state", error.to_string()))?;
+        let troubles = next.set_marks();
         self.deployment.set_store(next);
+        self.marks_are_set(&troubles);
         Ok((token.claim, by))
     }
 

@@ -360,12 +360,11 @@ impl Agent {
             Some(glass) => glass.then = mode,
             None => self.change_mode(mode, by),
         }
-        let mut checks = vec![self.deployment.store.check(self.deployment.given())];
         if is_newer {
-            self.guard_marks();
-            checks.extend(self.deployment.store.check_marks(&troubles));
+            self.marks_are_set(&troubles);
         }
-        self.take_checks(checks);
+        let check = self.deployment.store.check(self.deployment.given());
+        self.take_checks(vec![check]);
         Ok(self.view().id.clone())
     }
 

@@ -19,12 +19,15 @@ impl Agent {
         }
     }
 
-    /// Has the gates guard high-water marks that were made just now.
-    pub(super) fn guard_marks(&mut self) {
+    /// Has the gates guard high-water marks that were made just now, and tells what went wrong with them.
+    pub(super) fn marks_are_set(&mut self, troubles: &[String]) {
         if let Backend::BpfLsm(gates) = &mut self.gates
             && let Err(error) = guard_marks(gates.shield(), self.deployment.store().high_water())
         {
             tracing::error!("the high-water marks are not guarded: {error}");
+        }
+        if let Some(check) = self.deployment.store().check_marks(troubles) {
+            self.take_checks(vec![check]);
         }
     }
 
