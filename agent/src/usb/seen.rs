@@ -1,11 +1,15 @@
 //! What the kernel programs tell of devices, and which of it nobody has looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use bytes::Buf;
 use portcullis_common::{
     COMM_LEN, Digest, USB_DESCRIPTORS, USB_DEVICE_DESCRIPTOR, USB_TEXT, UsbRecord, usb_change,
 };
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -25,6 +29,14 @@ pub struct Actor {
     pub comm: String,
 }
 
+/// Nanoseconds since boot, with time in which the machine was suspended: the clock of the records.
+#[must_use]
+pub fn boot_ns() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    u64::try_from(time.tv_sec).unwrap_or_default() * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or_default()
+}
+
 /// What happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
@@ -37,6 +49,8 @@ enum Change {
 /// One record of the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
+    /// When, as [`boot_ns`] counts.
+    at: u64,
     change: Change,
     /// The device as it was then. How it is connected is not known.
     device: Device,
@@ -53,7 +67,7 @@ impl Seen {
         }
         // In the order of the struct's members; a test holds the two together.
         let bytes = &mut bytes;
-        let _boot_ns = bytes.get_u64_ne();
+        let at = bytes.get_u64_ne();
         let (pid, number, speed) = (bytes.get_u32_ne(), bytes.get_u32_ne(), bytes.get_u32_ne());
         let change = match bytes.get_u8() {
             usb_change::ATTACHED => Change::Attached,
@@ -108,7 +122,7 @@ impl Seen {
             device.flaw.get_or_insert_with(|| "its names cannot be read as text".into());
         }
         let by = (!by_kernel).then(|| Actor { pid, comm: decode::comm(&comm) });
-        Some(Self { change, device, by })
+        Some(Self { at, change, device, by })
     }
 }
 
@@ -153,9 +167,13 @@ struct Entry {
     device: Device,
     /// Whether somebody has looked at it.
     looked: bool,
-    /// It went before anybody looked, which was told.
-    passed: bool,
+    /// When it was told that it went before anybody looked.
+    passed: Option<Instant>,
 }
+
+/// A look finds a device for so long, at most, after the kernel has told that it goes. After that it is another
+/// one with the same number.
+const ON_ITS_WAY_OUT: Duration = Duration::from_secs(10);
 
 /// What the kernel has told of each port. There are only so many ports.
 #[derive(Default)]
@@ -167,42 +185,51 @@ impl Ledger {
     /// Takes what a look has found, and then what the kernel has told until after it: the programs are
     /// called before a device can be looked at, so that every device that was looked at was told.
     /// Returns what nobody would know from looking. What this process did is known.
+    ///
+    /// `looked_at` is when the look began, as [`boot_ns`] counts: there are 127 numbers on a bus, which come
+    /// again, so that one with the number of a device that was there then may have gone before.
     pub fn take(
         &mut self,
         looked: &[Known],
+        looked_at: u64,
         told: impl IntoIterator<Item = Seen>,
         own: u32,
+        now: Instant,
     ) -> Vec<News> {
         let looked: BTreeSet<_> = looked
             .iter()
             .filter(|known| known.state != State::Detached)
             .map(|known| (known.device.port.as_str(), known.device.number))
             .collect();
-        for (port, entry) in &mut self.ports {
-            entry.looked |= looked.contains(&(port.as_str(), entry.device.number));
-        }
+        let on_its_way_out = u64::try_from(ON_ITS_WAY_OUT.as_nanos()).unwrap_or(u64::MAX);
         let mut news = Vec::new();
         for seen in told {
-            let Seen { change, device, by } = seen;
-            let key = (device.port.as_str(), device.number);
+            let Seen { at, change, device, by } = seen;
+            if matches!(change, Change::Attached | Change::Detached)
+                && at.saturating_add(on_its_way_out) >= looked_at
+                && let Some(entry) = self.ports.get_mut(&device.port)
+            {
+                // It was there when it was looked at.
+                entry.looked |= looked.contains(&(device.port.as_str(), entry.device.number));
+            }
             let entry = self.ports.get_mut(&device.port);
             let entry = entry.filter(|entry| entry.device.number == device.number);
             match (change, entry) {
                 (Change::Attached, _) => {
-                    let looked = looked.contains(&key);
-                    let entry = Entry { device: device.clone(), looked, passed: false };
+                    let entry = Entry { device: device.clone(), looked: false, passed: None };
                     let before = self.ports.insert(device.port.clone(), entry);
                     // That it went was lost.
                     news.extend(before.and_then(passed));
                 }
-                (Change::Detached, Some(entry)) if !entry.looked && !entry.passed => {
-                    entry.passed = true;
+                (Change::Detached, Some(entry)) if !entry.looked && entry.passed.is_none() => {
+                    entry.passed = Some(now);
                     // As it was when it came, or was changed last.
                     let device = entry.device.clone();
                     news.push(News { state: State::Passed, device, by: None });
                 }
                 (Change::Detached, _) => {
-                    self.ports.remove(&device.port);
+                    // If it is another one that went, the end of this one was lost.
+                    news.extend(self.ports.remove(&device.port).and_then(passed));
                 }
                 (Change::InterfaceCame | Change::InterfaceWent, entry) => {
                     let mut device = device;
@@ -219,7 +246,7 @@ impl Ledger {
                         }
                         None => {
                             let known =
-                                Entry { device: device.clone(), looked: true, passed: false };
+                                Entry { device: device.clone(), looked: true, passed: None };
                             self.ports.insert(device.port.clone(), known);
                             Some(if device.configuration.is_some() {
                                 State::Configured
@@ -236,20 +263,25 @@ impl Ledger {
                 }
             }
         }
+        for (port, entry) in &mut self.ports {
+            entry.looked |= looked.contains(&(port.as_str(), entry.device.number));
+        }
         news
     }
 
     /// Whether a look has found a device on its way out, of which was told that it came and went.
     #[must_use]
-    pub fn has_told(&self, known: &Known) -> bool {
-        self.ports
-            .get(&known.device.port)
-            .is_some_and(|entry| entry.passed && entry.device.number == known.device.number)
+    pub fn has_told(&self, known: &Known, now: Instant) -> bool {
+        let entry = self.ports.get(&known.device.port);
+        entry.filter(|entry| entry.device.number == known.device.number).is_some_and(|entry| {
+            let since = entry.passed.map(|passed| now.saturating_duration_since(passed));
+            since.is_some_and(|since| since < ON_ITS_WAY_OUT)
+        })
     }
 }
 
 fn passed(entry: Entry) -> Option<News> {
-    let unseen = !entry.looked && !entry.passed;
+    let unseen = !entry.looked && entry.passed.is_none();
     unseen.then_some(News { state: State::Passed, device: entry.device, by: None })
 }
 

@@ -44,6 +44,7 @@ mod soak_debian;
 pub mod two_machines;
 mod usb;
 mod usb_plugged;
+mod usb_storm;
 mod verified;
 mod victim;
 mod watchdog;
@@ -162,7 +163,8 @@ pub const ALL: &[Scenario] = &[
     usual("overlay-kept-descriptor", attacks_overlay::kept_descriptor),
     usual("usb-held", usb::held),
     usual("usb-guarded", usb::guarded),
-    once("usb-storm", usb::storm),
+    once("usb-storm", usb_storm::storm),
+    once("usb-overflow", usb_storm::overflow),
     on("usb,once;usbcore.authorized_default=0", "usb-plugged", usb_plugged::plugged),
     usual("mounted-devices", attacks_device::mounted),
     once("events-flood", events_stream::flood),

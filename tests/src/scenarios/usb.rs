@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// The stick of this serial number is listed, and nothing else.
-const LISTED: &str = "GOOD1";
+pub(super) const LISTED: &str = "GOOD1";
 
-fn policy() -> Result<Policy> {
+pub(super) fn policy() -> Result<Policy> {
     let policy = base_policy(&[])?;
     policy.append(&format!(
         "\n[usb]\n[[usb.allow]]\nid = \"0781:5581\"\nserial = \"{LISTED}\"\ninterfaces = [\"08:06:50\"]\nstorage = \"read-only\"\n"
@@ -324,98 +324,6 @@ fn changed(device: &Path) -> Result<()> {
     }
     Ok(())
 }
-
-/// Two hundred times a device comes and goes, mostly before the kernel asks what it is: a port has to be
-/// quiet for a tenth of a second first (`HUB_DEBOUNCE_STABLE` in drivers/usb/core/hub.c). Whatever the
-/// kernel has asked is accounted for, one by one.
-pub fn storm() -> Result<()> {
-    prepare()?;
-    let policy = policy()?;
-    policy.append("[[usb.reject]]\ninterfaces = { one_of = [\"03:*:*\"] }\n")?;
-    let evil = Gadget::make("STORM1", &[Function::Storage])?;
-    let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
-    let resident = || -> Result<u64> {
-        json(&["status", "--json"])?["resident_kib"].as_u64().context("resident memory")
-    };
-    let counted = || -> Result<[u64; 3]> {
-        let status = json(&["status", "--json"])?;
-        let number = |key: &str| status["usb"][key].as_u64().context("a number");
-        Ok([number("attached")?, number("detached")?, number("lost_attached")?])
-    };
-    let (start, from) = (counted()?, events::mark()?);
-    // The first costs what all of them do.
-    evil.connect()?;
-    evil.disconnect()?;
-    // A keyboard is thrown off the bus. In the storm it would only be counted.
-    let keyboard = Gadget::make("KEYS1", &[Function::Keyboard])?;
-    let mark = events::mark()?;
-    keyboard.insert()?;
-    events::wait_for(mark, "KEYS1", |event| is_about(event, "rejected", "KEYS1"))?;
-    ensure!(keyboard.port().is_none(), "it is still there");
-    drop(keyboard);
-    let (before, mark) = (resident()?, events::mark()?);
-    for _ in 0..SEEN {
-        evil.connect()?;
-        evil.disconnect()?;
-    }
-    for _ in SEEN..200 {
-        evil.flap()?;
-    }
-    evil.connect_in_the_end()?;
-    evil.never_bound()?;
-    let port = evil.port().context("a port")?;
-    evil.disconnect()?;
-    let end = Instant::now() + PATIENCE;
-    let [came, went, lost] = loop {
-        let now = counted()?;
-        let [came, went, lost] = [0, 1, 2].map(|number| now[number] - start[number]);
-        if came == went || Instant::now() > end {
-            // Without the keyboard.
-            break [came - 1, went - 1, lost];
-        }
-        sleep(Duration::from_millis(20));
-    };
-    println!("  {came} came, {went} went, {lost} were lost");
-    ensure!(came > SEEN && came == went, "{came} came, {went} went");
-    // A listed one is told and let in all the same.
-    let listed = Gadget::plug(LISTED, &[Function::Storage])?;
-    listed.bound_to(&["usb-storage"])?;
-    events::wait_for(mark, LISTED, |event| is_about(event, "allowed", LISTED))?;
-    drop(listed);
-    let after = resident()?;
-    println!("  {before} KiB before, {after} KiB after");
-    ensure!(after < before + 2048, "{before} KiB became {after} KiB");
-    drop(evil);
-    agent.stop()?;
-    // The listed one is the port's last, so that the port's count has its number.
-    let about: Vec<_> = events::since(from)?
-        .into_iter()
-        .filter(|event| event["type"] == "usb" && event["device"]["port"] == port.as_str())
-        .collect();
-    ensure!(about.len() < 60, "{} events", about.len());
-    let untold = |what: &str| -> u64 {
-        about.iter().filter_map(|event| event["untold"][what].as_u64()).sum()
-    };
-    let told = |states: &[&str]| {
-        let is_told = |event: &&Value| {
-            event["untold"].is_null()
-                && event["device"]["serial"] == "STORM1"
-                && event["state"].as_str().is_some_and(|state| states.contains(&state))
-        };
-        about.iter().filter(is_told).count() as u64
-    };
-    let judged = (told(&["held", "came-and-went"]), untold("judged"));
-    let gone = (told(&["detached", "came-and-went"]), untold("detached"));
-    println!("  {} events: {judged:?} judged and {gone:?} gone, told and counted", about.len());
-    ensure!(judged.1 > 0, "nothing was only counted");
-    ensure!(judged.0 + judged.1 + lost == came, "{judged:?} and {lost} of {came}: {about:#?}");
-    // With the end of the listed one.
-    ensure!(gone.0 + gone.1 == went + 1, "{gone:?} of {went}");
-    Ok(())
-}
-
-/// How many times of these the device is waited for.
-const SEEN: u64 = 15;
 
 /// A program drives the device itself: it would choose a configuration and claim an interface.
 fn through_usbfs(evil: &Gadget) -> Result<()> {

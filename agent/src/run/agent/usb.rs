@@ -25,7 +25,7 @@ use crate::{
         keeper::{self, Keeper, Known},
         preflight,
         rules::Rules,
-        seen::{Ledger, Seen},
+        seen::{Ledger, Seen, boot_ns},
         storm::{Calm, Untold},
         uevents::{Told, Uevents},
     },
@@ -61,6 +61,7 @@ const RECORDS: usize = 1024;
 impl Usb {
     /// Looks who is there, and takes what the kernel programs have told meanwhile.
     fn look(&mut self, mode: Mode) -> Vec<Known> {
+        let looked_at = boot_ns();
         let mut changed = self.keeper.look(mode);
         let Ok(seen) = &mut self.seen else { return changed };
         if let Err(error) = seen.find_layout() {
@@ -73,8 +74,9 @@ impl Usb {
         {
             told.extend(Seen::decode(&item));
         }
-        changed.retain(|known| !self.ledger.has_told(known));
-        let news = self.ledger.take(&changed, told, std::process::id());
+        let now = Instant::now();
+        changed.retain(|known| !self.ledger.has_told(known, now));
+        let news = self.ledger.take(&changed, looked_at, told, std::process::id(), now);
         changed.extend(news.into_iter().map(|news| self.keeper.judge_seen(news, mode)));
         changed
     }

@@ -72,7 +72,7 @@ fn looked(port: &str, number: u32) -> Known {
 
 #[test]
 fn a_record_says_everything_of_a_device() {
-    let Seen { change, device, by } = seen(usb_change::ATTACHED, "10-2.3", 7);
+    let Seen { change, device, by, .. } = seen(usb_change::ATTACHED, "10-2.3", 7);
     assert_eq!((change, by), (Change::Attached, None));
     assert_eq!((device.port.as_str(), device.bus, device.number), ("10-2.3", 10, 7));
     assert_eq!((device.id().as_str(), device.speed.as_str()), ("0781:5581", "480"));
@@ -103,30 +103,70 @@ fn a_record_says_everything_of_a_device() {
     assert_eq!(Seen::decode(&[0; size_of::<UsbRecord>() - 1]), None);
 }
 
+/// When these tests look, in nanoseconds.
+const LOOK: u64 = 100_000_000_000;
+
+/// After the look.
+fn came(number: u32) -> Seen {
+    Seen { at: LOOK + 1, ..seen(usb_change::ATTACHED, "1-2", number) }
+}
+
+fn went(number: u32) -> Seen {
+    Seen { at: LOOK + 1, ..seen(usb_change::DETACHED, "1-2", number) }
+}
+
+/// Long before it.
+fn before(seen: Seen) -> Seen {
+    Seen { at: LOOK - 20_000_000_000, ..seen }
+}
+
+fn numbers(news: &[News]) -> Vec<(State, u32)> {
+    news.iter().map(|one| (one.state, one.device.number)).collect()
+}
+
 #[test]
 fn what_came_and_went_is_told_once_and_nothing_else_is() {
-    let mut ledger = Ledger::default();
-    let came = |number| seen(usb_change::ATTACHED, "1-2", number);
-    let went = |number| seen(usb_change::DETACHED, "1-2", number);
+    let (mut ledger, now) = (Ledger::default(), Instant::now());
+    let mut take = |looked: &[Known], told: Vec<Seen>| ledger.take(looked, LOOK, told, OWN, now);
     // Looked at when it came.
-    assert_eq!(ledger.take(&[looked("1-2", 1)], [came(1)], OWN), []);
+    assert_eq!(take(&[looked("1-2", 1)], vec![before(came(1))]), []);
     // That went, three came and went, and the last is looked at later.
-    let told = [went(1), came(2), went(2), came(3), went(3), came(4)];
-    let news = ledger.take(&[], told, OWN);
-    let numbers: Vec<_> = news.iter().map(|one| (one.state, one.device.number)).collect();
-    assert_eq!(numbers, [(State::Passed, 2), (State::Passed, 3)]);
-    assert_eq!(ledger.take(&[looked("1-2", 4)], [went(4)], OWN), []);
+    let told = vec![went(1), came(2), went(2), came(3), went(3), came(4)];
+    let news = take(&[], told);
+    assert_eq!(numbers(&news), [(State::Passed, 2), (State::Passed, 3)]);
+    assert_eq!(take(&[looked("1-2", 4)], vec![went(4)]), []);
     // A look and the kernel's word cross.
-    assert_eq!(ledger.take(&[looked("1-2", 5)], [came(5), went(5)], OWN), []);
-    // A look finds one on its way out.
-    assert_eq!(ledger.take(&[], [came(6), went(6)], OWN).len(), 1);
-    assert!(ledger.has_told(&looked("1-2", 6)) && !ledger.has_told(&looked("1-2", 7)));
+    assert_eq!(take(&[looked("1-2", 5)], vec![before(came(5)), went(5)]), []);
+    let on_its_way_out = Seen { at: LOOK - 1, ..went(5) };
+    assert_eq!(take(&[looked("1-2", 5)], vec![before(came(5)), on_its_way_out]), []);
     // Its end was lost.
-    assert_eq!(ledger.take(&[], [came(7)], OWN), []);
-    let news = ledger.take(&[], [came(8)], OWN);
-    assert_eq!((news.len(), news[0].device.number), (1, 7));
+    assert_eq!(take(&[], vec![came(7)]), []);
+    assert_eq!(numbers(&take(&[], vec![came(8)])), [(State::Passed, 7)]);
     // Another agent's time.
-    assert_eq!(ledger.take(&[], [seen(usb_change::DETACHED, "1-3", 9)], OWN), []);
+    assert_eq!(take(&[], vec![seen(usb_change::DETACHED, "1-3", 9)]), []);
+    // A look finds one on its way out.
+    assert_eq!(take(&[], vec![came(6), went(6)]).len(), 2);
+    assert!(ledger.has_told(&looked("1-2", 6), now) && !ledger.has_told(&looked("1-2", 7), now));
+    // But not one that has the number of another, long gone.
+    assert!(ledger.has_told(&looked("1-2", 6), now + ON_ITS_WAY_OUT / 2));
+    assert!(!ledger.has_told(&looked("1-2", 6), now + ON_ITS_WAY_OUT));
+}
+
+#[test]
+fn numbers_come_again_and_what_was_lost_hides_nobody() {
+    let (mut ledger, now) = (Ledger::default(), Instant::now());
+    let mut take = |looked: &[Known], told: Vec<Seen>| ledger.take(looked, LOOK, told, OWN, now);
+    // The second of this number is the one that was looked at.
+    let told = vec![came(1), went(1), came(2), went(2), came(1)];
+    let news = take(&[looked("1-2", 1)], told.into_iter().map(before).collect());
+    assert_eq!(numbers(&news), [(State::Passed, 1), (State::Passed, 2)]);
+    assert_eq!(take(&[], vec![went(1)]), []);
+    // Nobody was told of the one that was looked at, which has the number of one that went before.
+    let news = take(&[looked("1-2", 3)], vec![before(came(3)), before(went(3))]);
+    assert_eq!(numbers(&news), [(State::Passed, 3)]);
+    assert_eq!(take(&[], vec![before(came(4))]), []);
+    // Nor of the end of that, and the beginning of another, which was looked at.
+    assert_eq!(numbers(&take(&[looked("1-2", 5)], vec![went(5)])), [(State::Passed, 4)]);
 }
 
 #[test]
@@ -135,7 +175,7 @@ fn who_changed_a_device_is_told_and_the_agent_and_the_kernel_are_not() {
     let went = usb_change::INTERFACE_WENT;
     let mut ledger = Ledger::default();
     let mut states = |told: Vec<Seen>| -> Vec<_> {
-        let news = ledger.take(&[looked("1-2", 7)], told, OWN);
+        let news = ledger.take(&[looked("1-2", 7)], LOOK, told, OWN, Instant::now());
         news.into_iter().map(|news| (news.state, news.by.expect("somebody").pid)).collect()
     };
     let attached = seen(usb_change::ATTACHED, "1-2", 7);
@@ -150,6 +190,7 @@ fn who_changed_a_device_is_told_and_the_agent_and_the_kernel_are_not() {
     let other = vec![interface(went, 6, 1, 1), interface(came, 6, 1, 2)];
     assert_eq!(states(other), [(State::Unconfigured, 6), (State::Configured, 6)]);
     // Was there before the programs were.
-    let before = Ledger::default().take(&[], [interface(went, 8, 0, 1)], OWN);
+    let told = vec![interface(went, 8, 0, 1)];
+    let before = Ledger::default().take(&[], LOOK, told, OWN, Instant::now());
     assert_eq!(before[0].state, State::Deauthorized);
 }
