@@ -394,13 +394,21 @@ pub fn killed() -> Result<()> {
     kill_pushes(4)
 }
 
-/// The same so many times.
+/// The same so many times, at moments that are spread over a push from before its request to after its answer.
 pub fn kill_pushes(kills: u64) -> Result<()> {
+    /// How long a push takes depends on what else the machine does, so it is looked at again.
+    const LOOK_AGAIN: u64 = 25;
     let operator = Operator::new()?;
     let mut agent = operator.start()?;
     let mut version = 1;
     let (mut old, mut new) = (0, 0);
+    let mut push_takes = Duration::ZERO;
     for round in 0..kills {
+        if round % LOOK_AGAIN == 0 {
+            version += 1;
+            push_takes = undisturbed(&operator, version)?;
+            println!("  {round} kills: {old} times the policy before, {new} times the new one");
+        }
         let next = version + 1;
         let bundle = operator.bundle(next, next % 2 == 0, &[])?;
         let mut push = Command::new("portcullis")
@@ -408,8 +416,9 @@ pub fn kill_pushes(kills: u64) -> Result<()> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        // From before the request to after the answer.
-        sleep(Duration::from_millis(round * 900 / kills));
+        // However many there are, they are spread evenly: multiples of the golden ratio, without the whole.
+        let share = (round as f64 * 0.618_034).fract();
+        sleep(push_takes.mul_f64(share * 1.1));
         agent.signal(Signal::KILL)?;
         push.wait()?;
         agent = operator.start()?;
@@ -423,17 +432,18 @@ pub fn kill_pushes(kills: u64) -> Result<()> {
             old += 1
         }
         version = found;
-        if (round + 1) % 25 == 0 {
-            println!(
-                "  {} kills so far: {old} times the policy before, {new} the new one",
-                round + 1
-            );
-        }
     }
     println!("  {kills} kills: {old} times the policy before, {new} times the new one");
-    // One that nobody disturbs.
-    let last = version + 1;
-    expect(0, &["policy", "push", &operator.bundle(last, last % 2 == 0, &[])?])?;
-    operator.holds(last, last % 2 == 0, "after all kills")?;
+    undisturbed(&operator, version + 1)?;
     operator.stop(agent)
+}
+
+/// Pushes a bundle, and returns how long that takes if nobody disturbs it.
+fn undisturbed(operator: &Operator, version: u64) -> Result<Duration> {
+    let bundle = operator.bundle(version, version % 2 == 0, &[])?;
+    let start = Instant::now();
+    expect(0, &["policy", "push", &bundle])?;
+    let took = start.elapsed();
+    operator.holds(version, version % 2 == 0, "nobody disturbed the push")?;
+    Ok(took)
 }
