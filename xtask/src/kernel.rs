@@ -210,8 +210,11 @@ fn unpack(work: &Path, to: &Path) -> Result<()> {
         quietly(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
     }
     index_modules(&modules_below(&unpacked)?)?;
-    fs::rename(&unpacked, to)?;
-    Ok(())
+    match fs::rename(&unpacked, to) {
+        // Another command was here first.
+        Err(_) if to.is_dir() => Ok(()),
+        renamed => Ok(renamed?),
+    }
 }
 
 fn unpacked(folder: &Path, series: &str) -> Option<Kernel> {
