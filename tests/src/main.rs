@@ -36,6 +36,8 @@ fn main() -> ExitCode {
         ["bench", "usb"] => bench::usb(),
         ["bench", "interpreter"] => bench::interpreter(),
         ["bench", "catalog"] => bench::catalog(),
+        ["bench", "events"] => bench::events(),
+        ["bench", "cyclictest"] => bench::cyclictest(),
         ["bench", "realtime"] => bench::realtime(),
         ["bench", "churn"] => scenarios::million(),
         ["kill-pushes", count] => {

@@ -27,6 +27,8 @@ pub enum Bench {
     Interpreter(Args),
     /// How late a real-time task wakes up, and how long a start takes, while large files are hashed
     Realtime(Args),
+    /// How many decisions there can be in a second, and what telling of one costs with each sink
+    Events(Args),
     /// What memory grows by a million opens for writing; in seconds of an emulated machine
     Churn(Args),
     /// What a signed catalog of 200,000 digests costs beside a plain manifest: memory, and time of an
@@ -74,6 +76,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Usb(args) => ("usb", args),
         Bench::Interpreter(args) => ("interpreter", args),
         Bench::Realtime(args) => ("realtime", args),
+        Bench::Events(args) => ("events", args),
         Bench::Churn(args) => ("churn", args),
         Bench::Catalog(args) => ("catalog", args),
         Bench::Fleet(args) => return fleet(args),
@@ -134,6 +137,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
                 let title = format!("Linux {}, {what}", kernel.name);
                 show_pairs(&title, &measured, ["bare", "enforce"])?;
             }
+            Bench::Events(_) => show_events(&kernel.name, &measured),
             Bench::Churn(_) => show_growth(&kernel.name, &measured),
             Bench::Catalog(_) => show_catalog(&kernel.name, &measured),
             // Needs no machine, and has shown what it found.
@@ -188,6 +192,31 @@ fn show_pairs(title: &str, measured: &Value, conditions: [&str; 2]) -> Result<()
         );
     }
     Ok(())
+}
+
+fn show_events(kernel: &str, measured: &Value) {
+    let flood = &measured["flood"];
+    println!("Linux {kernel}, where a second is a billion guest instructions:");
+    println!(
+        "{} refused mappings of one file, {} a second ({} instructions each); events of {} told and of {} \
+         lost, all counted; the agent has {} KiB",
+        flood["decisions"],
+        flood["a_second"],
+        flood["instructions"],
+        flood["told"],
+        flood["lost"],
+        flood["agent_kib"]
+    );
+    println!("{:<20}{:>14}{:>16}{:>12}", "sink", "instructions", "records a", "agent at");
+    println!("{:<20}{:>14}{:>16}{:>12}", "", "for a record", "second's work", "most, KiB");
+    for (name, sink) in measured["sinks"].as_object().into_iter().flatten() {
+        println!(
+            "{name:<20}{:>14}{:>16}{:>12}",
+            sink["instructions"].to_string(),
+            sink["a_second"].to_string(),
+            sink["agent_kib"].to_string()
+        );
+    }
 }
 
 fn show_growth(kernel: &str, measured: &Value) {

@@ -2,14 +2,16 @@
 //! for each instruction, so that a clock reads as a counter.
 
 mod catalog;
+mod events;
 mod interpreter;
 mod realtime;
 mod start;
 mod write;
 
 pub use catalog::catalog;
+pub use events::events;
 pub use interpreter::interpreter;
-pub use realtime::realtime;
+pub use realtime::{cyclictest, realtime};
 pub use start::start as agent_start;
 pub use write::{usb, write};
 

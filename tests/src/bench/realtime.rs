@@ -4,12 +4,13 @@ use std::{
     ffi::CStr,
     fs,
     path::Path,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread::{self, sleep},
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::{
     thread::clock_nanosleep_absolute,
     time::{ClockId, Timespec, clock_gettime},
@@ -28,8 +29,36 @@ const CYCLES: usize = 2000;
 /// Size of what is hashed, in MiB.
 const LARGE_MIB: usize = 16;
 
+/// Debian's packages `rt-tests` and `libnuma1`, unpacked.
+const CYCLICTEST: &str = "/files/usr/bin/cyclictest";
+const LIBRARIES: &str = "/files/usr/lib/x86_64-linux-gnu";
+
 /// Measures without and with the agent, and prints one line of JSON: nanoseconds, which are instructions.
 pub fn realtime() -> Result<()> {
+    both(|| cycles().map(|late| summary("wakes up late by", late)))
+}
+
+/// The same, with what `cyclictest` says of itself: microseconds, each of a thousand instructions.
+pub fn cyclictest() -> Result<()> {
+    both(|| {
+        let cycles = CYCLES.to_string();
+        let interval = (PERIOD / 1000).to_string();
+        let words = ["-q", "-m", "-p", "80", "-i", &interval, "-l", &cycles];
+        let output =
+            Command::new(CYCLICTEST).args(words).env("LD_LIBRARY_PATH", LIBRARIES).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let words: Vec<_> = said.split_whitespace().collect();
+        let after = |name: &str| -> Result<(String, u64)> {
+            let at = words.iter().position(|word| *word == name);
+            let number = at.and_then(|at| words.get(at + 1)).and_then(|word| word.parse().ok());
+            let number: u64 = number.with_context(|| format!("no {name} in {output:?}"))?;
+            Ok((format!("cyclictest, {name} µs"), number))
+        };
+        ["Min:", "Avg:", "Max:"].into_iter().map(after).collect()
+    })
+}
+
+fn both(waiting: impl Fn() -> Result<Vec<(String, u64)>> + Send + Sync) -> Result<()> {
     fs::create_dir_all("/bench")?;
     let small = install("/bench/true", &elf::program(0, b"")?)?;
     let padding: Vec<u8> = (0..LARGE_MIB << 20).map(|at| (at >> 8 ^ at).to_le_bytes()[0]).collect();
@@ -37,10 +66,10 @@ pub fn realtime() -> Result<()> {
     install("/bench/large", &large)?;
     let policy = Policy::of(Path::new("/bench/policy"), &["/"])?;
     sleep(Duration::from_secs(3));
-    measure(&small, &large)?;
-    let bare = measure(&small, &large)?;
+    measure(&small, &large, &waiting)?;
+    let bare = measure(&small, &large, &waiting)?;
     let agent = Agent::start(&policy, "enforce", &["--skip-preflight"])?;
-    let enforce = measure(&small, &large)?;
+    let enforce = measure(&small, &large, &waiting)?;
     agent.stop()?;
     let mut result = Map::new();
     for ((name, bare), (_, enforce)) in bare.into_iter().zip(enforce) {
@@ -50,9 +79,13 @@ pub fn realtime() -> Result<()> {
     Ok(())
 }
 
-/// How late a real-time task wakes up, and how long a listed program takes to start and end, while another
-/// process starts a large program that nobody has seen before, again and again.
-fn measure(small: &CStr, large: &[u8]) -> Result<Vec<(String, u64)>> {
+/// How long something waits, and how long a listed program takes to start and end, while another process
+/// starts a large program that nobody has seen before, again and again.
+fn measure(
+    small: &CStr,
+    large: &[u8],
+    waiting: &(impl Fn() -> Result<Vec<(String, u64)>> + Sync),
+) -> Result<Vec<(String, u64)>> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let load = scope.spawn(|| -> Result<u64> {
@@ -74,7 +107,7 @@ fn measure(small: &CStr, large: &[u8]) -> Result<Vec<(String, u64)>> {
             }
             Ok(times)
         });
-        let late = scope.spawn(cycles).join().map_err(|_| anyhow::anyhow!("a thread panicked"));
+        let late = scope.spawn(waiting).join().map_err(|_| anyhow::anyhow!("a thread panicked"));
         over.store(true, Relaxed);
         let late = late??;
         let panicked = |_| anyhow::anyhow!("a thread panicked");
@@ -82,7 +115,7 @@ fn measure(small: &CStr, large: &[u8]) -> Result<Vec<(String, u64)>> {
         let starts = load.join().map_err(panicked)??;
         ensure!(starts > 1 && times.len() > 20, "{starts} large starts, {} small", times.len());
         let mut all = vec![("large programs started".to_owned(), starts)];
-        all.extend(summary("wakes up late by", late));
+        all.extend(late);
         all.extend(summary("listed start takes", times));
         Ok(all)
     })
