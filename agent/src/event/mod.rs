@@ -7,6 +7,8 @@ pub mod decode;
 pub mod enrich;
 pub mod human;
 pub mod json;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod usb;
 
 use jiff::Timestamp;

@@ -42,12 +42,15 @@ fn written(value: &Value) -> String {
     json::line(value).unwrap_or_else(|_| value.to_string())
 }
 
-/// Removes members that are null, at every depth.
+/// Removes members that are null, at every depth, and what has no members.
 fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(members) => {
-            let kept = members.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(kept.map(|(name, value)| (name, without_nulls(value))).collect())
+            let members = members.into_iter().map(|(name, value)| (name, without_nulls(value)));
+            let is_kept = |value: &Value| {
+                !value.is_null() && value.as_object().is_none_or(|members| !members.is_empty())
+            };
+            Value::Object(members.filter(|(_, value)| is_kept(value)).collect())
         }
         Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
         other => other,
@@ -56,3 +59,6 @@ fn without_nulls(value: Value) -> Value {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod schemas;

@@ -11,30 +11,7 @@ use super::{
 pub(super) fn of(event: &Value, host: &str) -> Value {
     let kind_of_record = kind(event);
     let outcome = event["outcome"].as_str().unwrap_or_default();
-    let (category, kinds): (&[&str], &[&str]) = match event["type"].as_str().unwrap_or_default() {
-        "decision" => (
-            category_of(event),
-            match outcome {
-                "deny" => &["denied"],
-                _ => &["allowed"],
-            },
-        ),
-        "usb" => (
-            &["host"],
-            match event["state"].as_str() {
-                Some("allowed") => &["allowed"],
-                Some("held" | "rejected") => &["denied"],
-                _ => &["info"],
-            },
-        ),
-        "mode-changed" | "policy-changed" | "bundle" | "catalog" | "break-glass" => {
-            (&["configuration"], &["change"])
-        }
-        "access-refused" => (&["authentication"], &["denied"]),
-        "agent-started" => (&["process"], &["start"]),
-        "agent-stopped" => (&["process"], &["end"]),
-        _ => (&["host"], &["info"]),
-    };
+    let (category, types) = class(event, outcome);
     let artifact = &event["artifact"];
     let process = &event["process"];
     let parent = &process["ancestors"][0];
@@ -50,11 +27,11 @@ pub(super) fn of(event: &Value, host: &str) -> Value {
         "event": {
             "kind": if is_alert { "alert" } else { "event" },
             "category": category,
-            "type": kinds,
+            "type": types,
             "action": kind_of_record,
-            "outcome": match outcome {
-                "deny" => json!("failure"),
-                "allow" | "report" | "would-deny" => json!("success"),
+            "outcome": match (outcome, event["type"].as_str()) {
+                ("deny", _) | (_, Some("access-refused")) => json!("failure"),
+                ("allow" | "report" | "would-deny", _) => json!("success"),
                 _ => Value::Null,
             },
             "reason": event["reason"],
@@ -84,11 +61,40 @@ pub(super) fn of(event: &Value, host: &str) -> Value {
     }))
 }
 
-fn category_of(event: &Value) -> &'static [&'static str] {
-    match event["gate"].as_str().unwrap_or_default() {
-        "mapping" => &["library"],
-        "kernel" => &["driver"],
-        "device" | "usb" => &["file"],
-        _ => &["process"],
+/// Categories, and the types of each. Who refuses is an intrusion detection system: only those and networks
+/// have types for it.
+fn class(event: &Value, outcome: &str) -> (&'static [&'static str], &'static [&'static str]) {
+    let state = event["state"].as_str().unwrap_or_default();
+    match event["type"].as_str().unwrap_or_default() {
+        "decision" => {
+            let is_refused = outcome == "deny";
+            match event["gate"].as_str().unwrap_or_default() {
+                "mapping" => (&["library", "intrusion_detection"], began(is_refused)),
+                "kernel" => (&["driver", "intrusion_detection"], began(is_refused)),
+                "device" | "usb" => (&["file", "intrusion_detection"], changed(is_refused)),
+                "exec" | "interpreter" => (&["process", "intrusion_detection"], began(is_refused)),
+                _ => (&["process", "intrusion_detection"], changed(is_refused)),
+            }
+        }
+        "usb" => match state {
+            "allowed" => (&["host", "intrusion_detection"], &["info", "allowed"]),
+            "held" | "rejected" => (&["host", "intrusion_detection"], &["info", "denied"]),
+            _ => (&["host"], &["info"]),
+        },
+        "mode-changed" | "policy-changed" | "bundle" | "catalog" | "break-glass" => {
+            (&["configuration"], &["change"])
+        }
+        "access-refused" => (&["authentication", "intrusion_detection"], &["start", "denied"]),
+        "agent-started" => (&["process"], &["start"]),
+        "agent-stopped" => (&["process"], &["end"]),
+        _ => (&["host"], &["info"]),
     }
+}
+
+const fn began(is_refused: bool) -> &'static [&'static str] {
+    if is_refused { &["start", "denied"] } else { &["start", "allowed"] }
+}
+
+const fn changed(is_refused: bool) -> &'static [&'static str] {
+    if is_refused { &["change", "denied"] } else { &["change", "allowed"] }
 }

@@ -18,6 +18,7 @@ pub(super) fn of(event: &Value, host: &str) -> Value {
     if let Value::Object(members) = &mut record {
         members.remove("text");
     }
+    let device = device(host);
     let mut shown = json!({
         "class_uid": class,
         "category_uid": category,
@@ -29,20 +30,22 @@ pub(super) fn of(event: &Value, host: &str) -> Value {
         "message": text(event),
         "metadata": {
             "version": "1.3.0",
-            "profiles": ["host", "security_control"],
+            "profiles": if class == 0 { json!([]) } else { json!(["host", "security_control"]) },
             "product": { "name": "portcullis", "vendor_name": "Portcullis",
                          "version": env!("CARGO_PKG_VERSION") },
             "uid": event["record"].as_u64().map(|record| record.to_string()),
             "sequence": event["record"],
             "event_code": kind(event),
+            // A base event has no device of its own.
+            "loggers": [{ "name": "portcullis", "device": device }],
         },
-        "device": { "hostname": host, "type_id": 0 },
         "count": event["count"],
         "start_time": millisecond(&event["first"]),
         "end_time": millisecond(&event["last"]),
         "unmapped": { "portcullis": record },
     });
     if class != 0 {
+        shown["device"] = device;
         decision(event, class, &mut shown);
     }
     without_nulls(shown)
@@ -57,6 +60,18 @@ fn class(event: &Value) -> (u32, u32) {
         (Some("decision"), Some("exec" | "interpreter" | "memory")) => (1007, 1),
         _ => (0, 0),
     }
+}
+
+/// The device. A nodename that nobody has set is no host name.
+fn device(host: &str) -> Value {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let member = if host.split('.').all(is_label) { "hostname" } else { "name" };
+    json!({ member: host, "type_id": 0 })
 }
 
 fn decision(event: &Value, class: u32, shown: &mut Value) {
@@ -99,10 +114,13 @@ fn decision(event: &Value, class: u32, shown: &mut Value) {
     });
     shown["status_id"] = json!(if refused { 2 } else { 1 });
     shown["status_detail"] = event["reason"].clone();
-    shown["policy"] = json!({
-        "name": event["policy"]["name"],
-        "version": event["policy"]["version"].as_u64().map(|version| version.to_string()),
-    });
+    shown["authorizations"] = json!([{
+        "decision": event["outcome"],
+        "policy": {
+            "name": event["policy"]["name"],
+            "version": event["policy"]["version"].as_u64().map(|version| version.to_string()),
+        },
+    }]);
     match class {
         1005 => shown["module"] = json!({ "file": file, "load_type_id": 1 }),
         1002 => shown["driver"] = json!({ "file": file }),
