@@ -12,7 +12,13 @@ use super::{
 /// The record itself is under `unmapped`.
 pub(super) fn of(event: &Value, host: &str) -> Value {
     let (class, category) = class(event);
-    let activity = if class == 0 { 99 } else { 1 };
+    // Nothing is launched, nor anything else that a process activity has a number for.
+    let is_memory = class != 0 && event["gate"] == "memory";
+    let (activity, name) = match (class, is_memory) {
+        (0, _) => (99, json!(kind(event))),
+        (_, true) => (99, json!("Make memory executable")),
+        _ => (1, Value::Null),
+    };
     let time = event["time"].as_str().and_then(|time| time.parse::<Timestamp>().ok());
     let mut record = event.clone();
     if let Value::Object(members) = &mut record {
@@ -23,7 +29,7 @@ pub(super) fn of(event: &Value, host: &str) -> Value {
         "class_uid": class,
         "category_uid": category,
         "activity_id": activity,
-        "activity_name": if class == 0 { json!(kind(event)) } else { Value::Null },
+        "activity_name": name,
         "type_uid": class * 100 + activity,
         "time": time.map(Timestamp::as_millisecond),
         "severity_id": severity_id(severity(event)),
