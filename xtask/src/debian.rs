@@ -22,14 +22,16 @@ const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,procps,iproute2,iputils-ping
     libestr0,libfastjson4,liblognorm5,libivykis0,libnet1,libjson-c5,libglib2.0-0,libwrap0,libpcre3,\
     libauparse0,libgssapi-krb5-2";
 
-/// What receives events, and what carries a fleet's policies. Unpacked only, below `/opt/receivers`: two
+/// What receives events, what carries a fleet's policies, and what reads numbers. Unpacked only, below `/opt/receivers`: two
 /// syslog servers cannot be installed beside each other, and nothing of them shall run in other scenarios.
 /// Their libraries are above.
-const RECEIVERS: &str = "rsyslog syslog-ng-core auditd nats-server";
+const RECEIVERS: &str = "rsyslog syslog-ng-core auditd nats-server prometheus";
 
-/// Unpacks them while the packages' sources are still known to the new root.
+/// Unpacks them while the packages' sources are still known to the new root. Of Prometheus only what checks
+/// files for it.
 const UNPACK: &str = "set -e; mkdir -p \"$1/opt/receivers\"; cd \"$1/opt/receivers\"; \
     APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get -qq download RECEIVERS; \
+    dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool; rm prometheus_*.deb; \
     for package in *.deb; do dpkg-deb -x \"$package\" .; done; rm *.deb";
 
 /// Size of the disk. Most of it is empty and takes no room.

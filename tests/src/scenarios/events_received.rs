@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::fresh;
+use super::{fresh, metrics};
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
     attack::{evil, exec_path, install},
@@ -25,6 +25,8 @@ use crate::{
 const RECEIVERS: &str = "/opt/receivers";
 const FOLDER: &str = "/root/received";
 const STATE: &str = "/root/received/state";
+/// The agent's numbers.
+const NUMBERS: &str = "/root/received/portcullis.prom";
 const DEVICE: &str = "/etc/portcullis/device.toml";
 
 const SINKS: &str = r#"
@@ -201,7 +203,7 @@ pub fn received_by_all() -> Result<()> {
     let _syslog_ng = syslog_ng()?;
     let first = rsyslog()?;
     let policy = Policy::of(fresh("/root/policy")?, &["/usr/bin/portcullis"])?;
-    let agent = Agent::start(&policy, "audit", &["--state", STATE])?;
+    let agent = Agent::start(&policy, "audit", &["--state", STATE, "--metrics", NUMBERS])?;
     let program = |name: &str| -> Result<PathBuf> {
         let path = Path::new("/root/received").join(name);
         install(&path, &evil(name)?)?;
@@ -238,6 +240,7 @@ pub fn received_by_all() -> Result<()> {
 
     let (mut taken, mut bytes) = (stuck.accept()?.0, [0; 16]);
     ensure!(taken.read(&mut bytes)? > 0, "nothing was sent to the stuck receiver");
+    metrics::understood(Path::new(NUMBERS))?;
     agent.stop()?;
     verified()?;
     fs::remove_file(DEVICE)?;

@@ -33,6 +33,7 @@ mod interpreters;
 mod kernel_checks;
 mod life;
 mod limits;
+mod metrics;
 mod package;
 mod policy_size;
 mod reappraisal;

@@ -239,4 +239,65 @@ mod tests {
         assert_eq!(mode & 0o777, 0o644);
         assert!(write(Path::new("/nowhere/x.prom"), "").is_err());
     }
+    /// Names in a text that are those of numbers.
+    fn names(text: &str) -> impl Iterator<Item = &str> {
+        let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
+        let words = text.split(move |character| !is_part(character));
+        words.filter_map(|word| word.strip_prefix("portcullis_"))
+    }
+
+    #[test]
+    fn what_is_asked_for_is_told() {
+        let source = include_str!("metrics.rs").split("mod tests").next().unwrap_or_default();
+        for (file, text) in [
+            ("metrics.md", include_str!("../../../../docs/metrics.md")),
+            ("alerts", include_str!("../../../../packaging/metrics/portcullis-alerts.yml")),
+            (
+                "alerts' test",
+                include_str!("../../../../packaging/metrics/portcullis-alerts-test.yml"),
+            ),
+            ("dashboard", include_str!("../../../../packaging/metrics/portcullis-dashboard.json")),
+        ] {
+            let mut count = 0;
+            for name in names(text) {
+                let is_told = source.contains(&format!("\"{name}\""));
+                assert!(is_told, "{file}: the agent has no portcullis_{name}");
+                count += 1;
+            }
+            assert!(count > 8, "{file}: {count} names");
+        }
+    }
+
+    #[test]
+    fn the_dashboard_has_a_dashboards_shape() {
+        let text = include_str!("../../../../packaging/metrics/portcullis-dashboard.json");
+        let dashboard: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        assert!(dashboard["title"].is_string() && dashboard["uid"].is_string());
+        assert!(dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36));
+        let variables = dashboard["templating"]["list"].as_array().expect("variables");
+        let has = |name: &str| variables.iter().any(|variable| variable["name"] == *name);
+        assert!(has("datasource") && has("instance"));
+        let panels = dashboard["panels"].as_array().expect("panels");
+        let mut ids = std::collections::BTreeSet::new();
+        let mut taken = std::collections::BTreeSet::new();
+        for panel in panels {
+            assert!(ids.insert(panel["id"].as_u64().expect("an id")), "{panel}");
+            assert!(panel["title"].is_string() && panel["type"].is_string(), "{panel}");
+            assert_eq!(panel["datasource"]["uid"], "${datasource}");
+            let place = |name: &str| panel["gridPos"][name].as_u64().expect("a number");
+            assert!(place("x") + place("w") <= 24 && place("w") * place("h") > 0, "{panel}");
+            for x in place("x")..place("x") + place("w") {
+                for y in place("y")..place("y") + place("h") {
+                    assert!(taken.insert((x, y)), "{panel} lies on another");
+                }
+            }
+            let targets = panel["targets"].as_array().expect("targets");
+            let mut letters = std::collections::BTreeSet::new();
+            for target in targets {
+                assert!(letters.insert(target["refId"].as_str().expect("a letter")), "{panel}");
+                assert!(target["expr"].is_string(), "{panel}");
+            }
+            assert!(!targets.is_empty(), "{panel}");
+        }
+    }
 }
