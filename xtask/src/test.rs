@@ -481,6 +481,7 @@ fn boot(built: &Built, files: &Files, batch: &Batch<'_>, show: impl FnMut(&str))
             "usb" => vm.usb_stick = true,
             "share" => vm.share = true,
             "xfs" => vm.xfs_disk = true,
+            "serial" => vm.serial_line = true,
             "debian" => vm.rootfs = Rootfs::Debian,
             "packages" => vm.files = Some(&files.packages),
             other => bail!("a machine with {other} is not known"),

@@ -95,6 +95,8 @@ pub struct Vm<'a> {
     pub share: bool,
     /// Whether there is a second disk, with an XFS filesystem.
     pub xfs_disk: bool,
+    /// Whether its second and third serial ports are one line.
+    pub serial_line: bool,
     /// A disk whose content lasts, in the place of an empty one.
     pub disk: Option<&'a Path>,
     /// The folder of its firmware, if it has UEFI.
@@ -132,6 +134,7 @@ impl<'a> Vm<'a> {
             usb_stick: false,
             share: false,
             xfs_disk: false,
+            serial_line: false,
             disk: None,
             uefi: None,
             network: None,
@@ -243,6 +246,15 @@ impl Vm<'_> {
             let mut drive = OsString::from("if=virtio,format=raw,file=");
             drive.push(xfs_disk(work.path())?);
             devices.extend(["-drive".into(), drive]);
+        }
+        if self.serial_line {
+            // One end listens, the other connects to it, both in this machine.
+            for (end, more) in [("near", "on,wait=off"), ("far", "off")] {
+                let mut line = OsString::from(format!("socket,id={end},server={more},path="));
+                line.push(work.path().join("line.sock"));
+                devices.extend(["-chardev".into(), line]);
+                devices.extend(["-serial".into(), format!("chardev:{end}").into()]);
+            }
         }
         if let Some([own, other]) = self.network {
             let mut network = OsString::from("dgram,id=network,local.type=unix,local.path=");

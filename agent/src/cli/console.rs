@@ -1,6 +1,7 @@
 //! `portcullis console`: a page that shows what goes on, at a terminal or over a serial line.
 
 mod feed;
+mod keys;
 mod records;
 mod view;
 
@@ -18,7 +19,7 @@ use ratatui::{
     buffer::Buffer,
     crossterm::{
         cursor::Show,
-        event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+        event::{KeyCode, KeyModifiers},
         execute,
         terminal::{
             Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
@@ -113,12 +114,7 @@ impl Taken {
         loop {
             feed.take(&mut state);
             self.0.draw(|frame| screen.draw(frame, &state, Timestamp::now()))?;
-            if !event::poll(TICK)? {
-                continue;
-            }
-            if let Event::Key(key) = event::read()?
-                && key.kind != KeyEventKind::Release
-            {
+            if let Some(key) = keys::next(TICK)? {
                 let is_interrupt = key.modifiers.contains(KeyModifiers::CONTROL)
                     && matches!(key.code, KeyCode::Char('c' | 'd'));
                 match key.code {

@@ -261,3 +261,13 @@ pub fn explain() -> Result<()> {
     ensure!(shown[0]["rule"]["file"] == "/run/policy/base.manifest", "{shown}");
     Ok(())
 }
+
+/// The console over a serial line.
+pub fn serial_line() -> Result<()> {
+    let refused = fresh("/tmp/line")?.join("unlisted");
+    install(&refused, &evil("line")?)?;
+    let agent = Agent::start(&base_policy(&[])?, "enforce", &["--skip-preflight"])?;
+    ensure!(exec_path(&refused)? == Attempt::Refused, "not refused");
+    console::shows_over_a_line("REFUSED /tmp/line/unlisted (unlisted)")?;
+    agent.stop()
+}

@@ -105,9 +105,10 @@ const fn on(machine: &'static str, name: &'static str, run: fn() -> Result<()>) 
 
 /// Every scenario. A machine is described as `FLAG,FLAG;KERNEL COMMAND LINE`, where the flags are
 /// `smp2` (two processors), `usb` (a stick with an ext4 filesystem, and the host plugs in more when a
-/// line says `@@plug NAME`), `share` (a folder of the host as 9p), `xfs` (a second disk), `debian` (a
-/// Debian userland instead of the small one), `old` (only on a kernel whose gates cannot hash) and `once`
-/// (by default on the newest of the usual kernels only).
+/// line says `@@plug NAME`), `share` (a folder of the host as 9p), `xfs` (a second disk), `serial` (the
+/// second and third serial ports are one line), `debian` (a Debian userland instead of the small one),
+/// `old` (only on a kernel whose gates cannot hash) and `once` (by default on the newest of the usual
+/// kernels only).
 pub const ALL: &[Scenario] = &[
     usual("exec-unlisted", attacks_exec::unlisted),
     usual("exec-through-loader", attacks_exec::loader),
@@ -180,6 +181,7 @@ pub const ALL: &[Scenario] = &[
     once("faults", crate::faults::scenario),
     once("bad-input", bad_input::bad_input),
     once("explain", bad_input::explain),
+    on("serial,once;", "console-serial", bad_input::serial_line),
     once("policy-100000-digests", policy_size::hundred_thousand),
     once("scan", scan::scan),
     usual("known-limits", limits::known),
