@@ -84,8 +84,8 @@ pub struct EventHeader {
     /// 0 if the path is one; 1 if it is the names of the file and of the folders above it up to the
     /// root of its filesystem, in rooms of [`Event::NAME_ROOM`] bytes, each with a zero after it.
     pub names: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// 1 if there is a [`BpfLoad`] in the path's place, which `path_status` is the length of.
+    pub bpf: u8,
     /// Name of the task that made the attempt, before any exec takes effect, zero-padded.
     pub comm: [u8; COMM_LEN],
     /// Its parent first.
@@ -110,6 +110,26 @@ impl EventHeader {
 }
 
 const _: () = assert!(EventHeader::SIZE == 216);
+
+/// A BPF program that somebody would load, as far as the kernel was told of it: the numbers of
+/// linux/bpf.h, in the machine's byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BpfLoad {
+    /// `BPF_PROG_TYPE_*`.
+    pub kind: u32,
+    /// `BPF_*` of `enum bpf_attach_type`; 0 also if it was not said.
+    pub attach: u32,
+    /// The name that it is given, zero-padded.
+    pub name: [u8; COMM_LEN],
+}
+
+impl BpfLoad {
+    /// Size in bytes on the wire.
+    pub const SIZE: usize = size_of::<Self>();
+}
+
+const _: () = assert!(BpfLoad::SIZE == 24);
 
 /// An event as it lies in the ring: the header, then the path as the task sees it.
 #[repr(C)]

@@ -16,7 +16,7 @@ mod verdict;
 
 pub use device::{VerifiedDevice, tables};
 pub use event::{
-    ANCESTORS, Ancestor, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
+    ANCESTORS, Ancestor, BpfLoad, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
 };
 pub use layout::{
     EnumValue, FSVERITY_CALL, Field, Fields, FsverityDigest, NO_ENUMERATOR, OverlayLayout,

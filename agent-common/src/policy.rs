@@ -155,6 +155,10 @@ impl Choices {
     pub const INTERPRETERS: Self = Self(1 << 4);
     /// The policy says which USB devices come alive, and the agent sees to it.
     pub const USB: Self = Self(1 << 5);
+    /// BPF programs may be loaded by everybody whom the kernel lets, and nothing is said of it.
+    pub const OTHER_BPF_ALLOWED: Self = Self(1 << 6);
+    /// BPF programs may be loaded by the agent only.
+    pub const OTHER_BPF_DENIED: Self = Self(1 << 7);
 
     /// Some rule denies a digest or marks a program, so that files are hashed even where their
     /// filesystem is trusted as a whole.

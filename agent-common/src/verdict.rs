@@ -41,7 +41,7 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// Why. The first group is about the policy, the second is «cannot decide», which denies too.
+    /// Why. The second group is «cannot decide», which denies too; the others are about the policy.
     pub enum Reason {
         /// The digest is listed for this kind.
         Listed = 0 => "listed",
@@ -113,6 +113,10 @@ wire_enum! {
         /// The file has been mapped shared and writable since its inode came into memory: the
         /// kernel may still hold pages of it for I/O, and there may be code after its end.
         WasMapped = 31 => "was-mapped",
+
+        // Again about the policy; the numbers of the first group are used up.
+        /// Somebody else loads a BPF program.
+        OtherBpf = 32 => "other-bpf",
     }
 }
 
@@ -120,7 +124,8 @@ impl Reason {
     /// Whether the gate could not tell what the file is, as opposed to the policy saying no.
     #[must_use]
     pub const fn cannot_decide(self) -> bool {
-        self as u8 >= Self::BeingWritten as u8
+        // The group has the numbers from 16 to 31: one test for the gates.
+        self as u8 & 16 != 0
     }
 }
 

@@ -302,14 +302,14 @@ pub unsafe fn program_of(task: *const Task) -> *const Inode {
     }
 }
 
-/// The id in a request for a link: the first member of the `union bpf_attr` (linux/bpf.h).
+/// One of the words of a `union bpf_attr` (linux/bpf.h).
 ///
 /// # Safety
-/// `attributes` is the hook's `union bpf_attr *`.
+/// `attributes` is the hook's `union bpf_attr *`, which has such a word.
 #[inline(always)]
-pub unsafe fn bpf_link_id(attributes: *const u32) -> u32 {
+pub unsafe fn bpf_attribute(attributes: *const u32, at: usize) -> u32 {
     // SAFETY: by the contract.
-    unsafe { attributes.read_volatile() }
+    unsafe { attributes.add(at).read_volatile() }
 }
 
 /// Id of a `struct bpf_prog`.

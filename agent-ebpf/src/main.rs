@@ -24,6 +24,7 @@ mod maps;
 mod memory;
 mod name;
 mod names;
+mod other_bpf;
 mod overlay;
 mod report;
 mod shield;

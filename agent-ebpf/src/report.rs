@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use core::mem::transmute;
 use portcullis_common::{
-    ANCESTORS, Ancestor, COMM_LEN, Counter, Event, EventHeader, Kinds, Outcome, PATH_LONG,
+    ANCESTORS, Ancestor, BpfLoad, COMM_LEN, Counter, Event, EventHeader, Kinds, Outcome, PATH_LONG,
     PATH_SHORT, Reason,
 };
 
@@ -111,6 +111,29 @@ pub unsafe fn report_without_path(report: &Report<'_>, inode: Option<*const Inod
             }
         }
     };
+    entry.submit(0);
+}
+
+/// Sends the event about a BPF program that somebody would load.
+///
+/// # Safety
+/// `loader` is the program that the running process runs: a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn report_load(report: &Report<'_>, loader: *const Inode, load: &BpfLoad) {
+    let told = &Told::new(report);
+    let Some(mut entry) = EVENTS.reserve_untyped::<Event<{ BpfLoad::SIZE }>>(0) else {
+        count(told.hook.gate, Counter::Lost, 1);
+        return;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the ring gave room for the event, and by the contract.
+    unsafe {
+        let header = &raw mut (*event).header;
+        fill(header, told, BpfLoad::SIZE as i32);
+        (*header).bpf = 1;
+        identify(header, loader);
+        (&raw mut (*event).path).cast::<BpfLoad>().write(*load);
+    }
     entry.submit(0);
 }
 
@@ -235,7 +258,7 @@ unsafe fn fill(header: *mut EventHeader, told: &Told<'_>, path_status: i32) {
         (*header).cached = appraisal.cached as u8;
         (*header).enforces = appraisal.active.enforces() as u8;
         (*header).names = (GIVES_PATHS.load() == 0) as u8;
-        (*header).reserved = 0;
+        (*header).bpf = 0;
         (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
         let mut task = current_task();
         let mut last = false;

@@ -17,12 +17,13 @@ use crate::{
     instructions,
     judge::{Hook, count_outcome, judge_without_file, outcome},
     layout::{
-        Dentry, File, Filesystem, Inode, Task, bpf_link_id, bpf_map_name, bpf_program_id,
+        Dentry, File, Filesystem, Inode, Task, bpf_attribute, bpf_map_name, bpf_program_id,
         bprm_file, bprm_is_traced, current_process, dentry_inode, dentry_parent, file_inode,
         file_path, has_short_names, inode_filesystem, path_dentry, path_mount, short_name,
     },
     maps::active,
     name::{Name, name},
+    other_bpf,
     report::{Report, report_with_names},
 };
 
@@ -30,7 +31,8 @@ use crate::{
 const ATTACH: u32 = 2;
 /// Of the first process: it ends services, and starts them again.
 const INIT: u32 = 1;
-/// `BPF_LINK_GET_FD_BY_ID` (linux/bpf.h).
+/// `BPF_PROG_LOAD` and `BPF_LINK_GET_FD_BY_ID` (linux/bpf.h).
+const PROGRAM_LOAD: i32 = 5;
 const LINK_BY_ID: i32 = 30;
 /// `BPF_FS_MAGIC` and `PROC_SUPER_MAGIC` (linux/magic.h).
 const BPFFS: u64 = 0xcafe_4a11;
@@ -254,12 +256,16 @@ unsafe fn covered(place: *const c_void) -> i32 {
 #[lsm(hook = "bpf")]
 pub fn shield_bpf(ctx: LsmContext) -> i32 {
     let command: i32 = ctx.arg(0);
-    if command != LINK_BY_ID {
-        return 0;
+    match command {
+        LINK_BY_ID => {
+            // SAFETY: the hook's second argument is a `union bpf_attr *`, which begins with the id.
+            let id = unsafe { bpf_attribute(ctx.arg(1), 0) };
+            if is_object(ObjectKind::Link, id) { reached() } else { 0 }
+        }
+        // SAFETY: as above.
+        PROGRAM_LOAD => unsafe { other_bpf::loaded(ctx.arg(1)) },
+        _ => 0,
     }
-    // SAFETY: the hook's second argument is a `union bpf_attr *`.
-    let id = unsafe { bpf_link_id(ctx.arg(1)) };
-    if is_object(ObjectKind::Link, id) { reached() } else { 0 }
 }
 
 /// `int bpf_map(struct bpf_map *map, fmode_t fmode)`, 5.10 to 7.2: before somebody gets a descriptor,

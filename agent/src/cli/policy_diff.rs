@@ -150,6 +150,8 @@ impl Side {
             (Choices::MEMORY_ALLOWED, "anonymous_memory allow"),
             (Choices::MEMORY_DENIED, "anonymous_memory deny"),
             (Choices::MOUNTED_DEVICES_CLOSED, "mounted_devices closed"),
+            (Choices::OTHER_BPF_ALLOWED, "other_bpf allow"),
+            (Choices::OTHER_BPF_DENIED, "other_bpf deny"),
         ];
         for (choice, line) in chosen {
             if choices.contains(choice) {

@@ -3,8 +3,8 @@
 
 use bytes::Buf;
 use portcullis_common::{
-    ANCESTORS, Ancestor, COMM_LEN, DIGEST_LEN, Event, EventHeader, Gate, Kinds, Outcome, PATH_LONG,
-    PATH_SHORT, PathStatus, Reason, Rule,
+    ANCESTORS, Ancestor, BpfLoad, COMM_LEN, DIGEST_LEN, Event, EventHeader, Gate, Kinds, Outcome,
+    PATH_LONG, PATH_SHORT, PathStatus, Reason, Rule,
 };
 use thiserror::Error;
 
@@ -38,6 +38,8 @@ pub struct GateEvent {
     /// The path as the process saw it, or (`header.names`) within its filesystem; or a positive
     /// errno.
     pub path: Result<Vec<u8>, i32>,
+    /// The BPF program that somebody would load, if it is about one.
+    pub bpf: Option<BpfLoad>,
 }
 
 impl GateEvent {
@@ -49,7 +51,7 @@ impl GateEvent {
         if bytes.len() < EventHeader::SIZE {
             return Err(DecodeError::Short(bytes.len()));
         }
-        let bytes = &mut bytes;
+        let (whole, bytes) = (bytes.len(), &mut bytes);
         // In the order of the struct's members; `read_everything` holds the two together.
         let header = EventHeader {
             boot_ns: bytes.get_u64_ne(),
@@ -79,21 +81,33 @@ impl GateEvent {
             cached: bytes.get_u8(),
             enforces: bytes.get_u8(),
             names: bytes.get_u8(),
-            reserved: bytes.get_u8(),
+            bpf: bytes.get_u8(),
             comm: array::<COMM_LEN>(bytes),
             ancestors: [(); ANCESTORS]
                 .map(|()| Ancestor { pid: bytes.get_u32_ne(), comm: array::<COMM_LEN>(bytes) }),
         };
         let unknown = |field, value| DecodeError::Unknown { field, value };
+        let bpf = match header.bpf {
+            0 => None,
+            _ if bytes.len() < BpfLoad::SIZE => return Err(DecodeError::Short(whole)),
+            _ => Some(BpfLoad {
+                kind: bytes.get_u32_ne(),
+                attach: bytes.get_u32_ne(),
+                name: array::<COMM_LEN>(bytes),
+            }),
+        };
         Ok(Self {
             gate: Gate::from_u8(header.gate).ok_or(unknown("gate", header.gate))?,
             outcome: Outcome::from_u8(header.outcome).ok_or(unknown("outcome", header.outcome))?,
             reason: Reason::from_u8(header.reason).ok_or(unknown("reason", header.reason))?,
             path: match header.path(bytes.len()) {
+                // Its place was taken.
+                _ if bpf.is_some() => Err(0),
                 PathStatus::Length(length) if header.names == 1 => Ok(joined(&bytes[..length])),
                 PathStatus::Length(length) => Ok(bytes[..length].to_vec()),
                 PathStatus::Errno(errno) => Err(errno),
             },
+            bpf,
             header,
         })
     }
@@ -142,6 +156,7 @@ mod tests {
         };
         set(&mut bytes, std::mem::offset_of!(EventHeader, path_status), &4i32.to_ne_bytes());
         set(&mut bytes, std::mem::offset_of!(EventHeader, gate), &[1, 2, 20]);
+        set(&mut bytes, std::mem::offset_of!(EventHeader, bpf), &[0]);
         bytes.extend(b"/tm\0garbage");
         bytes
     }
@@ -206,6 +221,23 @@ mod tests {
             let expected = DecodeError::Unknown { field, value: 250 };
             assert_eq!(GateEvent::decode(&bytes).expect_err("unknown"), expected);
         }
+    }
+
+    #[test]
+    fn a_program_that_is_loaded_takes_the_place_of_the_path() {
+        let mut bytes = sample();
+        bytes.truncate(EventHeader::SIZE);
+        bytes[std::mem::offset_of!(EventHeader, bpf)] = 1;
+        bytes.extend(29u32.to_ne_bytes());
+        bytes.extend(27u32.to_ne_bytes());
+        bytes.extend(b"others\0\0\0\0\0\0\0\0\0");
+        let short = GateEvent::decode(&bytes).expect_err("a byte is missing");
+        assert_eq!(short, DecodeError::Short(EventHeader::SIZE + BpfLoad::SIZE - 1));
+        bytes.push(0);
+        let event = GateEvent::decode(&bytes).expect("whole");
+        let load = event.bpf.expect("a program");
+        assert_eq!((load.kind, load.attach, comm(&load.name)), (29, 27, "others".into()));
+        assert_eq!(event.path, Err(0));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     catalog::SignedBy,
     event::{
         AncestorInfo, ArtifactInfo, Decision, PolicyId, ProcessInfo, RulePlace,
+        bpf::BpfInfo,
         decode::{GateEvent, comm},
     },
     kernel::{filesystems, selftest::kernel_device},
@@ -87,6 +88,7 @@ impl Enricher {
             artifact: artifact(event),
             process: self.process(event),
             cached: header.cached == 1,
+            bpf: event.bpf.as_ref().map(BpfInfo::of),
         }
     }
 
@@ -146,8 +148,9 @@ fn artifact(event: &GateEvent) -> Option<ArtifactInfo> {
     if header.device == 0 && header.inode == 0 {
         return None;
     }
-    // The memory gate's hook gives no path.
-    let mapped = if event.gate == Gate::Memory { path_of_mapping(header) } else { None };
+    // These hooks give no path of the program.
+    let is_program = event.gate == Gate::Memory || event.bpf.is_some();
+    let mapped = if is_program { path_of_mapping(header) } else { None };
     let (path, path_hex) = match mapped.as_ref().map_or(event.path.as_deref(), |path| Ok(path)) {
         Ok(path) => match std::str::from_utf8(path) {
             Ok(path) => (path.to_owned(), None),

@@ -200,7 +200,7 @@ fn write_decision(f: &mut fmt::Formatter<'_>, decision: &Decision) -> fmt::Resul
     Ok(())
 }
 
-/// Somebody attacked the agent or its gates. There is nothing that a policy could allow.
+/// Somebody attacked the agent or its gates. There is hardly anything that a policy could allow.
 fn write_attack(f: &mut fmt::Formatter<'_>, did: &str, decision: &Decision) -> fmt::Result {
     let Decision { artifact, process, .. } = decision;
     write!(f, "{did} {}", why(decision))?;
@@ -211,7 +211,7 @@ fn write_attack(f: &mut fmt::Formatter<'_>, did: &str, decision: &Decision) -> f
     if let Some(parent) = process.ancestors.first() {
         write!(f, ", parent {}", Plain(&parent.comm))?;
     }
-    Ok(())
+    mend(decision).map_or(Ok(()), |mend| write!(f, "; {mend}"))
 }
 
 /// The reason in words.
@@ -268,6 +268,10 @@ pub fn why(decision: &Decision) -> String {
         "gate-objects" => "getting hold of the gates' maps, programs or links".into(),
         "gate-switch" => "having the kernel not call the gates any more".into(),
         "agent-state" => "changing what the agent keeps on the disk".into(),
+        "other-bpf" => match &decision.bpf {
+            Some(program) => format!("loading a BPF program, {program}"),
+            None => "loading a BPF program".into(),
+        },
         "verified-filesystem" => format!("policy {policy} trusts its verified filesystem"),
         "no-file" => "the kernel is given bytes from memory, which cannot be identified".into(),
         "unknown-use" => "the kernel reads it for a purpose that this version does not know".into(),
@@ -284,6 +288,9 @@ pub fn why(decision: &Decision) -> String {
 fn mend(decision: &Decision) -> Option<String> {
     if decision.reason == "usb-switch" {
         return Some("to let a device in: `portcullis usb allow-once`, or add a rule".into());
+    }
+    if decision.reason == "other-bpf" && decision.outcome != "report" {
+        return Some("to allow: set other_bpf = \"report\"".into());
     }
     let kind = decision.wanted.first()?;
     match decision.reason {

@@ -3,6 +3,7 @@
 //! The JSON form is documented in `docs/events.md`; [`SCHEMA`] is raised when a field changes its
 //! meaning or goes away, not when one is added.
 
+pub mod bpf;
 pub mod decode;
 pub mod enrich;
 pub mod human;
@@ -266,12 +267,16 @@ pub struct Decision {
     pub rule: Option<RulePlace>,
     /// What the gate was asked for.
     pub wanted: Vec<&'static str>,
-    /// What was judged; none if it is no file. For memory it is the program whose memory it is.
+    /// What was judged; none if it is no file. For memory it is the program whose memory it is, for a BPF
+    /// program the one that loads it.
     pub artifact: Option<ArtifactInfo>,
     /// Who made the attempt.
     pub process: ProcessInfo,
     /// Whether the verdict was already on the inode.
     pub cached: bool,
+    /// The BPF program that somebody would load, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bpf: Option<bpf::BpfInfo>,
 }
 
 /// Where a rule stands.

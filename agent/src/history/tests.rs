@@ -42,6 +42,7 @@ fn decision(outcome: &'static str, path: &str, digest: Option<&str>) -> Decision
             ancestors: vec![AncestorInfo { pid: 1, comm: "sshd".into() }],
         },
         cached: false,
+        bpf: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The policy file as operators write it (TOML).
 
 mod agent;
+mod choices;
 mod filesystem;
 mod signer;
 mod usb;
@@ -95,12 +96,13 @@ pub struct Deny {
     pub line: u32,
 }
 
-const TOP_KEYS: [&str; 15] = [
+const TOP_KEYS: [&str; 16] = [
     "name",
     "version",
     "mode",
     "anonymous_memory",
     "mounted_devices",
+    "other_bpf",
     "include",
     "filesystem",
     "allow",
@@ -115,17 +117,6 @@ const TOP_KEYS: [&str; 15] = [
 const ALLOW_KEYS: [&str; 5] = ["digest", "fsverity", "kinds", "path", "comment"];
 const DENY_KEYS: [&str; 3] = ["digest", "path", "comment"];
 const INCLUDE_KEYS: [&str; 2] = ["path", "kinds"];
-
-/// What may happen when memory that holds no file's content is made executable.
-const ANONYMOUS_MEMORY: [(&str, Choices); 3] = [
-    ("report", Choices::NONE),
-    ("allow", Choices::MEMORY_ALLOWED),
-    ("deny", Choices::MEMORY_DENIED),
-];
-
-/// Whether block devices under mounted filesystems can be written.
-const MOUNTED_DEVICES: [(&str, Choices); 2] =
-    [("open", Choices::NONE), ("closed", Choices::MOUNTED_DEVICES_CLOSED)];
 
 impl Source {
     /// Reads the text of a policy file. `file` is used in messages only.
@@ -202,16 +193,8 @@ impl Reader<'_> {
             .unwrap_or(1);
         let agent_binaries = get("agent").map(|value| self.agent(value)).unwrap_or_default();
         let usb = get("usb").and_then(|value| self.usb(value));
-        let mut choices = if usb.is_some() { Choices::USB } else { Choices::NONE };
-        for (key, known) in
-            [("anonymous_memory", &ANONYMOUS_MEMORY[..]), ("mounted_devices", &MOUNTED_DEVICES[..])]
-        {
-            if let Some(chosen) =
-                get(key).and_then(|value| self.word(value, key, known.iter().copied()))
-            {
-                choices = choices.union(chosen);
-            }
-        }
+        let from_usb = if usb.is_some() { Choices::USB } else { Choices::NONE };
+        let choices = self.choices(table.get_ref()).union(from_usb);
         Source {
             // A missing value is a mistake already, so the default is never used.
             name: name.unwrap_or_default(),

@@ -31,6 +31,8 @@ struct Kind {
     generation: u64,
     path: String,
     digest: Option<String>,
+    /// The BPF program's type, and what it attaches to.
+    bpf: Option<(String, Option<String>)>,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             generation: decision.policy.generation,
             path: artifact.map(|artifact| artifact.path.clone()).unwrap_or_default(),
             digest: artifact.and_then(|artifact| artifact.digest.clone()),
+            bpf: decision.bpf.as_ref().map(|bpf| (bpf.kind.clone(), bpf.attach.clone())),
         }
     }
 }
@@ -170,6 +173,7 @@ mod tests {
                 ancestors: Vec::new(),
             },
             cached: false,
+            bpf: None,
         })
     }
 

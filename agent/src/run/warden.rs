@@ -271,7 +271,7 @@ impl Answerer for Warden {
         (header.generation, header.enforces) = (active.generation(), active.enforces().into());
         header.cached = was_known.into();
         let path = path_of(&question.file).ok_or(libc::ENOENT);
-        let event = GateEvent { header, gate: Gate::Exec, outcome, reason, path };
+        let event = GateEvent { header, gate: Gate::Exec, outcome, reason, path, bpf: None };
         // The verdict waits for nobody.
         if self.events.try_send(event).is_err() {
             self.count(Counter::Lost, 1);
@@ -327,7 +327,7 @@ fn header_of(question: &Question) -> EventHeader {
         cached: 0,
         enforces: 0,
         names: 0,
-        reserved: 0,
+        bpf: 0,
         comm: process.comm,
         ancestors,
     }

@@ -39,6 +39,7 @@ mod policy_size;
 mod reappraisal;
 mod scan;
 mod shield;
+mod shield_bpf;
 mod signatures;
 mod soak;
 mod soak_debian;

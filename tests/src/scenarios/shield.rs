@@ -21,7 +21,7 @@ use rustix::{
     },
 };
 
-use super::{base_policy, fresh};
+use super::{base_policy, fresh, shield_bpf};
 use crate::{
     agent::{Agent, expect, json, text},
     attack::{Attempt, evil, exec_path, install, is_old_kernel, note},
@@ -62,6 +62,11 @@ pub fn attacked() -> Result<()> {
     mount("tmpfs", PINS, "tmpfs", MountFlags::empty(), None).context("a mount over the pins")?;
     told(mark, "a mount over the pins", "gate-mount", "would-deny")?;
     unmount(PINS, UnmountFlags::empty())?;
+    let original = fs::read_to_string(&policy.file)?;
+    shield_bpf::pass("report")?;
+    shield_bpf::choose(&policy, &original, "deny")?;
+    shield_bpf::pass("would-deny")?;
+    fs::write(&policy.file, &original)?;
     // What cannot be undone, with gates that nobody needs any more.
     let mark = events::mark()?;
     unmount("/sys", UnmountFlags::DETACH).context("umount -l of what is above the pins")?;
@@ -82,6 +87,13 @@ pub fn attacked() -> Result<()> {
         println!("  refused: {name}");
     }
     ordinary(pid)?;
+    shield_bpf::pass("report")?;
+    shield_bpf::pass_often(150)?;
+    shield_bpf::choose(&policy, &original, "allow")?;
+    shield_bpf::pass_in_silence()?;
+    // The agent that follows, too, is none of the others.
+    shield_bpf::choose(&policy, &original, "deny")?;
+    shield_bpf::are_refused()?;
     let status = json(&["status", "--json"])?;
     // Where the agent hashes, that is a warning by itself.
     let expected = if is_old_kernel() { "warning" } else { "ok" };
@@ -97,6 +109,7 @@ pub fn attacked() -> Result<()> {
     for (name, _, attempt) in of_gates()?.into_iter().chain(of_mounts()) {
         is_refused(name, &attempt).context("without an agent")?;
     }
+    shield_bpf::are_refused_unseen()?;
     newer_binary(&policy, &newer)?;
     expect(0, &["stop"])?;
     ensure!(exec_path(&program)? == Attempt::Ran, "the gates are still up");
@@ -139,7 +152,7 @@ fn told(mark: events::Mark, name: &str, reason: &str, outcome: &str) -> Result<s
     })
 }
 
-fn is_refused(name: &str, attempt: &dyn Fn() -> io::Result<()>) -> Result<()> {
+pub fn is_refused(name: &str, attempt: &dyn Fn() -> io::Result<()>) -> Result<()> {
     match attempt() {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("{name}: refused by somebody else")),
@@ -380,7 +393,7 @@ const MAP_BY_ID: i32 = 14;
 const LINK_BY_ID: i32 = 30;
 const LINK_NEXT: i32 = 31;
 
-fn bpf(command: i32, attributes: &mut [u64; 4]) -> io::Result<i32> {
+pub fn bpf(command: i32, attributes: &mut [u64]) -> io::Result<i32> {
     // SAFETY: the attributes are as large as is said.
     let answer = unsafe {
         libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(attributes))

@@ -6,6 +6,7 @@ version = 3
 mode = "enforce"
 anonymous_memory = "deny"
 mounted_devices = "closed"
+other_bpf = "deny"
 include = ["base.manifest", { path = "vendor.sha256", kinds = ["library"] }]
 
 [[allow]]
@@ -78,10 +79,11 @@ fn reads_a_whole_policy() {
     assert_eq!(source.mode, Mode::Enforce);
     assert_eq!(source.include[1].kinds, Some(Kinds::LIBRARY));
     let kinds = Kinds::EXECUTABLE.union(Kinds::LIBRARY);
-    assert_eq!(source.allow, [Allow { digest: [0xaa; 32], fsverity: false, kinds, line: 10 }]);
-    assert_eq!(source.deny, [Deny { digest: [0xbb; 32], line: 15 }]);
+    assert_eq!(source.allow, [Allow { digest: [0xaa; 32], fsverity: false, kinds, line: 11 }]);
+    assert_eq!(source.deny, [Deny { digest: [0xbb; 32], line: 16 }]);
     assert_eq!(source.trusted_filesystems, [0x6969]);
-    assert_eq!(source.choices, Choices::MEMORY_DENIED.union(Choices::MOUNTED_DEVICES_CLOSED));
+    let choices = Choices::MEMORY_DENIED.union(Choices::MOUNTED_DEVICES_CLOSED);
+    assert_eq!(source.choices, choices.union(Choices::OTHER_BPF_DENIED));
 }
 
 #[test]
@@ -164,6 +166,37 @@ comment = "which?"
          as type = \"nfs\", or the root hash of an image, as veritysetup prints it: verity = \"…\"",
     ];
     assert_eq!(mistakes(text), expected);
+}
+
+#[test]
+fn what_others_may_load_into_the_kernel_is_a_choice() {
+    let text = |choice| format!("name = \"p\"\nversion = 1\nmode = \"audit\"\n{choice}\n");
+    for (choice, expected) in [
+        ("", Choices::NONE),
+        ("other_bpf = \"report\"", Choices::NONE),
+        ("other_bpf = \"allow\"", Choices::OTHER_BPF_ALLOWED),
+        ("other_bpf = \"deny\"", Choices::OTHER_BPF_DENIED),
+    ] {
+        let source = Source::parse(Path::new("p.toml"), &text(choice)).expect("good");
+        assert_eq!(source.choices, expected, "{choice}");
+    }
+    for (mistake, expected) in [
+        ("other_bpf = \"denied\"", "4:13: unknown other_bpf \"denied\"; did you mean \"deny\"?"),
+        (
+            "other_bpf = \"no\"",
+            "4:13: unknown other_bpf \"no\"; it can be `report`, `allow`, `deny`",
+        ),
+        (
+            "other_bpf = false",
+            "4:13: `other_bpf` must be a string, not this boolean; put it in double quotes",
+        ),
+        (
+            "other_bfp = \"deny\"",
+            "4:1: unknown key `other_bfp` in a policy; did you mean `other_bpf`?",
+        ),
+    ] {
+        assert_eq!(mistakes(&text(mistake)), [format!("p.toml:{expected}")]);
+    }
 }
 
 #[test]
