@@ -56,10 +56,10 @@ static ROUND: Array<u64, 1> = Array::new();
 #[btf_map(name = "PCULLIS_AUTHORITY")]
 static AUTHORITY: Array<Authority, 1> = Array::new();
 
-/// Device numbers of the filesystems that the agent keeps its state and its high-water marks on, in the
-/// kernel's encoding; 0 for none.
+/// Device numbers of the filesystems that the agent's runtime folder, its state and its high-water marks
+/// are on, in the kernel's encoding; 0 for none.
 #[unsafe(no_mangle)]
-static STATE_DEVICES: Global<[u32; 4]> = Global::new([0; 4]);
+static STATE_DEVICES: Global<[u32; 5]> = Global::new([0; 5]);
 
 /// What [`OBJECTS`] tells apart, in the upper bits of its keys.
 #[derive(Clone, Copy)]
@@ -177,11 +177,16 @@ unsafe fn file_id(inode: *const Inode) -> FileId {
     }
 }
 
-/// Whether a filesystem is one that the agent keeps its state on.
+/// Whether a filesystem is one that the agent has a folder on which is guarded.
 #[inline(always)]
 pub fn is_state_device(device: u32) -> bool {
-    let [state, first, second, third] = STATE_DEVICES.load();
-    device != 0 && (device == state || device == first || device == second || device == third)
+    let [runtime, state, first, second, third] = STATE_DEVICES.load();
+    device != 0
+        && (device == runtime
+            || device == state
+            || device == first
+            || device == second
+            || device == third)
 }
 
 /// Whether the pins lie on or below this mount.

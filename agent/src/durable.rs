@@ -3,11 +3,12 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
 /// What a file's name begins with until it has its own.
-const TEMPORARY: &str = ".tmp";
+pub const TEMPORARY: &str = ".tmp";
 
 /// Replaces a file, and makes its folder if there is none: whoever reads it finds what was there before
 /// or all of the new content, also after the power went at any moment. When this returns, the new
@@ -32,8 +33,8 @@ pub fn replace(
 /// in which nobody replaces anything now.
 pub fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if is_file && entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        let is_ours = entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_socket());
+        if is_ours && entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             // What cannot be removed is tried again the next time.
             let _ = fs::remove_file(entry.path());
         }

@@ -4,7 +4,6 @@
 use std::{
     convert::Infallible,
     fs, io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,7 +19,10 @@ use tokio::{
 
 use super::{Running, Told, refusals::Refusals, routes::Routes, run, server::http};
 use crate::{
-    control::{caller::Caller, server::Command},
+    control::{
+        caller::Caller,
+        server::{self, Command},
+    },
     fleet::config::Config,
     kernel::check::{Check, State},
 };
@@ -87,15 +89,7 @@ fn begin(socket: &Path, uid: u32, routes: Routes) -> io::Result<Running> {
 /// A socket where anybody can knock. Who is let in is asked of the kernel: the agent may not give its files
 /// to others.
 pub(crate) fn bind(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    // The lock is ours, so a socket that exists is a dead agent's.
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = std::os::unix::net::UnixListener::bind(socket)?;
-    listener.set_nonblocking(true)?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
-    Ok(listener)
+    server::bind(socket, 0o666)
 }
 
 pub(crate) async fn serve(

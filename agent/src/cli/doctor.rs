@@ -118,7 +118,7 @@ fn try_gates(layout: &Layout) -> Vec<Check> {
 
 fn prove(layout: &Layout, folder: &Path) -> anyhow::Result<Vec<Check>> {
     let settings = Settings {
-        state_devices: [0; 4],
+        state_devices: [0; 5],
         watch_devices: false,
         max_hashed_bytes: MAX_HASHED_BYTES,
         memfd_device: selftest::memfd_device()?,

@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     control::{MAX_REQUEST, Refusal, Request, caller::Caller},
+    durable,
     run::{agent::reload::Candidate, preflight::InUse, sink::Line},
 };
 
@@ -141,12 +142,38 @@ pub fn json(value: &impl Serialize) -> Answer {
 /// Removes the socket when the agent ends.
 pub struct Listening {
     path: PathBuf,
+    stays: bool,
+}
+
+impl Listening {
+    /// Leaves the socket where it is, for gates that stay guard it: nobody can put another one in its
+    /// place before the next agent does.
+    pub fn stays(&mut self) {
+        self.stays = true;
+    }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.stays {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Makes a socket with these permissions at `path`. What was there before, which is a dead agent's as the
+/// lock is ours, is replaced at once, so that nobody else can be the first to come to a free place.
+///
+/// # Errors
+/// If it cannot be made; then what was there is still there.
+pub fn bind(path: &Path, permissions: u32) -> io::Result<std::os::unix::net::UnixListener> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let new = tempfile::Builder::new()
+        .prefix(durable::TEMPORARY)
+        .make_in(folder, |path| std::os::unix::net::UnixListener::bind(path))?;
+    fs::set_permissions(new.path(), fs::Permissions::from_mode(permissions))?;
+    new.as_file().set_nonblocking(true)?;
+    Ok(new.persist(path)?)
 }
 
 /// Listens at `path`, which only root can open. Requests go to `commands`.
@@ -154,16 +181,9 @@ impl Drop for Listening {
 /// # Errors
 /// If the socket cannot be made.
 pub fn listen(path: &Path, commands: mpsc::Sender<Command>) -> io::Result<Listening> {
-    // The lock is ours, so a socket that exists is a dead agent's.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // The folder is open to root only, so there is no moment in which others could connect.
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::from_std(bind(path, 0o600)?)?;
     tokio::spawn(accept(listener, commands));
-    Ok(Listening { path: path.to_owned() })
+    Ok(Listening { path: path.to_owned(), stays: false })
 }
 
 async fn accept(listener: UnixListener, commands: mpsc::Sender<Command>) {

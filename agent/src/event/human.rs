@@ -264,10 +264,13 @@ pub fn why(decision: &Decision) -> String {
         "agent-signal" => "a signal to the agent".into(),
         "agent-memory" => "reaching into the agent's process, or passing for it".into(),
         "gate-pins" => "removing or renaming what keeps the gates in force".into(),
-        "gate-mount" => "unmounting, moving or covering what the gates' pins lie on".into(),
+        "gate-mount" => {
+            "unmounting, moving or covering what the gates' pins or the agent's sockets lie on"
+                .into()
+        }
         "gate-objects" => "getting hold of the gates' maps, programs or links".into(),
         "gate-switch" => "having the kernel not call the gates any more".into(),
-        "agent-state" => "changing what the agent keeps on the disk".into(),
+        "agent-state" => "changing what the agent keeps in its folders".into(),
         "other-bpf" => match &decision.bpf {
             Some(program) => format!("loading a BPF program, {program}"),
             None => "loading a BPF program".into(),

@@ -56,9 +56,9 @@ pub struct Settings {
     pub interpreters: bool,
     /// Whether the policy says which USB devices come alive.
     pub usb: bool,
-    /// Device numbers of the filesystems with the agent's state and its high-water marks, in the
-    /// kernel's encoding; 0 for none.
-    pub state_devices: [u32; 4],
+    /// Device numbers of the filesystems with the agent's runtime folder, its state and its high-water
+    /// marks, in the kernel's encoding; 0 for none.
+    pub state_devices: [u32; 5],
     /// The most detailed level of the programs' own log, as aya-log numbers them; 0 is off.
     pub log_level: u8,
 }

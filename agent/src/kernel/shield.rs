@@ -15,13 +15,16 @@ use portcullis_common::{Active, Authority, Digest, FileId, Process, SHOW_MOUNT};
 use rustix::mount::UnmountFlags;
 use thiserror::Error;
 
-use crate::kernel::{
-    check::{Check, State},
-    gates_error::{GatesError, brief},
-    mountpoints,
-    pins::{self, Pins},
-    process,
-    selftest::kernel_device,
+use crate::{
+    kernel::{
+        check::{Check, State},
+        gates_error::{GatesError, brief},
+        mountpoints,
+        pins::{self, Pins},
+        process,
+        selftest::kernel_device,
+    },
+    run::lock::RUNTIME,
 };
 
 /// Maps that an agent which takes over looks at, by the names of their pins.
@@ -209,8 +212,8 @@ impl Shield {
         self.folders.insert(folder, how, 0).map_err(|error| error.to_string())
     }
 
-    /// Shows the kernel programs the mounts that the pins lie on and below. To be done again when
-    /// something was mounted.
+    /// Shows the kernel programs the mounts that the pins and the runtime folder lie on and below. To be
+    /// done again when something was mounted.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -225,7 +228,7 @@ impl Shield {
                 "mount -t bpf bpf /sys/fs/bpf, and start the agent again",
             ));
         };
-        let places: Vec<_> = pinned.ancestors().collect();
+        let places: Vec<_> = pinned.ancestors().chain(Path::new(RUNTIME).ancestors()).collect();
         // What was shown stays guarded, also if somebody has mounted something over it.
         let now = mountpoints::ids_at(&places).unwrap_or_default();
         if !self.shown.is_empty() && self.shown.is_subset(&now) {
@@ -272,7 +275,11 @@ impl Shield {
                 "start it in the device's own (no PrivateTmp=, ProtectSystem= and the like)",
             );
         }
-        Check::ok(id, title, format!("its memory, its pins and the {mounts} mounts below them"))
+        Check::ok(
+            id,
+            title,
+            format!("its memory, its pins, its sockets and the {mounts} mounts below them"),
+        )
     }
 }
 

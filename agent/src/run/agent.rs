@@ -131,9 +131,8 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     let mut terminate = on(SignalKind::terminate())?;
     let mut interrupt = on(SignalKind::interrupt())?;
     let mut hangup = on(SignalKind::hangup())?;
-    let _server = server::listen(Path::new(SOCKET), sender).map_err(|source| RunError::System {
-        what: "listening at /run/portcullis/agent.sock",
-        source,
+    let mut server = server::listen(Path::new(SOCKET), sender).map_err(|source| {
+        RunError::System { what: "listening at /run/portcullis/agent.sock", source }
     })?;
     let mut mounts = watch_mounts().map_err(system("watching for filesystems that are mounted"))?;
     let mut proof = interval(PROOF_INTERVAL);
@@ -238,7 +237,9 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     if let Some(ring) = &mut ring {
         while agent.drain(ring.get_mut(), BATCH) == BATCH {}
     }
-    agent.stopped(cause);
+    if agent.stopped(cause) {
+        server.stays();
+    }
     agent.history.end();
     Ok(())
 }
@@ -403,8 +404,9 @@ impl Agent {
         self.recorder.record(body);
     }
 
-    /// Audit ends with the agent, as nothing is left to report to. Enforcement goes on.
-    fn stopped(&mut self, cause: &'static str) {
+    /// Audit ends with the agent, as nothing is left to report to. Enforcement goes on. Returns whether the
+    /// gates stay.
+    fn stopped(&mut self, cause: &'static str) -> bool {
         let gates_stay = self.mode() == Mode::Enforce && self.pins.is_some() && !self.take_down;
         self.tell_usb_rest();
         // While the gate still lets the agent do it.
@@ -417,6 +419,7 @@ impl Agent {
             tracing::error!("the gates could not be unpinned: {error}");
         }
         self.recorder.record(Body::AgentStopped { cause, gates_stay });
+        gates_stay
     }
 
     /// Takes up to `limit` events from the ring, and returns how many there were.

@@ -76,7 +76,7 @@ pub fn sweep(places: &Places) {
         Place::Folder(folder) => Some(folder.clone()),
         Place::Variable(_) => None,
     });
-    let own = [places.state.clone(), places.bundles(), places.spool()];
+    let own = [places.state.clone(), places.bundles(), places.spool(), lock::RUNTIME.into()];
     own.into_iter().chain(marks).for_each(|folder| durable::sweep(&folder));
 }
 
@@ -94,14 +94,16 @@ pub fn check(store: &Store, only_audits: bool) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Numbers of the devices that the agent's state and its high-water marks are on, in the kernel's encoding;
-/// 0 for none. Makes the folders, as they are guarded from the beginning.
+/// Numbers of the devices that the agent's runtime folder, its state and its high-water marks are on, in the
+/// kernel's encoding; 0 for none. Makes the folders, as they are guarded from the beginning; the runtime
+/// folder is there, with the lock.
 #[must_use]
-pub fn state_devices(places: &Places, marks: &HighWater) -> [u32; MOST_MARKS + 1] {
+pub fn state_devices(places: &Places, marks: &HighWater) -> [u32; MOST_MARKS + 2] {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(places.bundles());
     let state = made.map(|()| places.state.clone()).ok();
     let marks = marks.places().filter_map(|place| Some(place.file().parent()?.to_owned()));
-    let mut folders = [state].into_iter().chain(marks.map(Some));
+    let runtime = Some(PathBuf::from(lock::RUNTIME));
+    let mut folders = [runtime, state].into_iter().chain(marks.map(Some));
     std::array::from_fn(|_| {
         let folder = folders.next().flatten();
         let found = folder.and_then(|folder| fs::metadata(folder).ok());
@@ -109,13 +111,14 @@ pub fn state_devices(places: &Places, marks: &HighWater) -> [u32; MOST_MARKS + 1
     })
 }
 
-/// Has the gates guard the agent's state and its high-water marks. A mark that is not there is told
-/// elsewhere.
+/// Has the gates guard the agent's state, its high-water marks and its runtime folder, where its sockets
+/// are. A mark that is not there is told elsewhere.
 pub fn guard_state(shield: &mut Shield, places: &Places, marks: &HighWater) -> Check {
     let (id, title) = ("shield-state", "nobody else changes the agent's state");
     let guarded = shield.guard_state(&places.state, &places.bundles());
+    let guarded = guarded.and_then(|()| shield.guard_closed(Path::new(lock::RUNTIME)));
     match guarded.and_then(|()| guard_marks(shield, marks)) {
-        Ok(()) => Check::ok(id, title, places.state.display().to_string()),
+        Ok(()) => Check::ok(id, title, format!("{}, {}", places.state.display(), lock::RUNTIME)),
         Err(error) => Check::bad(
             State::Warning,
             id,

@@ -1,8 +1,8 @@
 //! The agent's runtime folder, and the lock that keeps a second agent out.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -36,10 +36,12 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    path: PathBuf,
 }
 
 impl Lock {
-    /// Makes the runtime folder and takes the lock in it.
+    /// Makes the runtime folder and takes the lock in it. That changes nothing there if the lock's file
+    /// exists, as gates that stand guard it until they know this process.
     ///
     /// # Errors
     /// If another agent has it, or the folder cannot be used.
@@ -53,14 +55,14 @@ impl Lock {
             _ => {}
         }
         let path = folder.join("agent.lock");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|cause| error(&path, cause))?;
+        let opened = match File::open(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                let mut new = OpenOptions::new();
+                new.create(true).read(true).write(true).truncate(false).mode(0o600).open(&path)
+            }
+            opened => opened,
+        };
+        let mut file = opened.map_err(|cause| error(&path, cause))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
@@ -70,9 +72,13 @@ impl Lock {
             }
             Err(cause) => return Err(error(&path, cause.into())),
         }
-        // The number only serves the message above.
-        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Self { _file: file })
+        Ok(Self { _file: file, path })
+    }
+
+    /// Writes down who has it, once the gates that stand know this process. That only serves the message
+    /// to the next one.
+    pub fn sign(&self) {
+        let _ = fs::write(&self.path, format!("{}\n", std::process::id()));
     }
 }
 
@@ -85,6 +91,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = folder.path().join("run");
         let first = Lock::take(&runtime).expect("free");
+        first.sign();
         let second = Lock::take(&runtime).expect_err("taken").to_string();
         assert!(second.contains(&format!("pid {}", std::process::id())), "{second}");
         drop(first);

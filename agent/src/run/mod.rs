@@ -239,6 +239,7 @@ fn start(
     let lock = Lock::take(Path::new(lock::RUNTIME))?;
     let told_to_audit = options.mode == Some(Mode::Audit);
     handover::enter(&options.catalogs.bundles(), told_to_audit)?;
+    lock.sign();
     if let Chosen::Fanotify(degraded) = &chosen
         && handover::enforced_already()?
     {

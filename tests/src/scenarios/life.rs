@@ -3,7 +3,10 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::unix::{
+        net::{UnixListener, UnixStream},
+        process::CommandExt,
+    },
     path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -53,6 +56,10 @@ pub fn ends() -> Result<()> {
         let output = expect(3, &["status"])?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(said.contains("gates that it left are in force"), "{said}");
+        // The place is not free for a socket of somebody else.
+        let taken = UnixListener::bind(SOCKET).err().context("a socket in the agent's place")?;
+        ensure!(taken.kind() == std::io::ErrorKind::AddrInUse, "{taken}");
+        ensure!(fs::remove_file(SOCKET).is_err(), "the socket can be removed");
     }
     expect(0, &["stop"])?;
     ensure!(!is_refused()?, "the gates are still up after `stop`");

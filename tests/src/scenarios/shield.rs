@@ -32,6 +32,8 @@ const PINS: &str = "/sys/fs/bpf/portcullis";
 const BINARY: &str = "/usr/bin/portcullis";
 const STATE: &str = "/var/lib/portcullis/bundles";
 const KEPT: &str = "kept";
+const RUNTIME: &str = "/run/portcullis";
+const SOCKET: &str = "/run/portcullis/agent.sock";
 const FTRACE: &str = "/proc/sys/kernel/ftrace_enabled";
 
 /// One attack: its name, the reason that its event gives, and whether it gets through.
@@ -331,6 +333,37 @@ fn of_gates() -> Result<Vec<Attack<'static>>> {
             }),
         ),
         (
+            "another socket in the agent's place",
+            "agent-state",
+            Box::new(|| {
+                let own = Path::new(SOCKET);
+                there_and_back(own, &own.with_file_name("moved"))
+            }),
+        ),
+        (
+            "adding to the runtime folder",
+            "agent-state",
+            Box::new(|| {
+                let other = Path::new(RUNTIME).join("other");
+                File::create(&other).and_then(|_| fs::remove_file(&other))
+            }),
+        ),
+        (
+            "writing to the runtime folder",
+            "agent-state",
+            Box::new(|| {
+                OpenOptions::new()
+                    .append(true)
+                    .open(Path::new(RUNTIME).join("agent.lock"))
+                    .map(drop)
+            }),
+        ),
+        (
+            "renaming the runtime folder",
+            "gate-pins",
+            Box::new(|| there_and_back(Path::new(RUNTIME), Path::new("/run/elsewhere"))),
+        ),
+        (
             "kernel.ftrace_enabled",
             "gate-switch",
             Box::new(|| OpenOptions::new().write(true).open(FTRACE).map(drop)),
@@ -362,6 +395,9 @@ fn of_mounts() -> Vec<Attack<'static>> {
         ("a mount over it", "gate-mount", covered(bpffs, MountFlags::empty())),
         ("a bind mount over the folder", "gate-mount", covered(PINS, MountFlags::BIND)),
         ("a mount over what is above it", "gate-mount", covered("/sys", MountFlags::empty())),
+        ("a mount over the runtime folder", "gate-mount", covered(RUNTIME, MountFlags::empty())),
+        ("a mount over what is above that", "gate-mount", covered("/run", MountFlags::BIND)),
+        ("umount -l of what is above that", "gate-mount", gone("/run", UnmountFlags::DETACH)),
         (
             "moving it away",
             "gate-mount",
