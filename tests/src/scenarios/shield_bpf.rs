@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::shield::{bpf, is_refused};
 use crate::{
@@ -116,6 +117,8 @@ fn load(program: &str) -> io::Result<()> {
     attributes[6] = u64::from_le_bytes(*b"others\0\0");
     attributes[8] = u64::from(attach) << 32;
     attributes[13] = u64::from(function) << 32;
+    // Up to 5.10 programs count as locked memory, of which the agent's maps have used up root's share.
+    setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None })?;
     let descriptor = bpf(PROGRAM_LOAD, &mut attributes)?;
     // SAFETY: a new descriptor that nobody else has.
     drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
