@@ -181,7 +181,7 @@ fn what_others_may_load_into_the_kernel_is_a_choice() {
         assert_eq!(source.choices, expected, "{choice}");
     }
     for (mistake, expected) in [
-        ("other_bpf = \"denied\"", "4:13: unknown other_bpf \"denied\"; did you mean \"deny\"?"),
+        ("other_bpf = \"dney\"", "4:13: unknown other_bpf \"dney\"; did you mean \"deny\"?"),
         (
             "other_bpf = \"no\"",
             "4:13: unknown other_bpf \"no\"; it can be `report`, `allow`, `deny`",
