@@ -1,12 +1,13 @@
 //! A record of every kind that the agent can write, with everything that can be in it.
 
 use jiff::Timestamp;
-use portcullis_common::{Gate, Outcome, Reason};
+use portcullis_common::{BpfLoad, Gate, Outcome, Reason};
 use serde_json::{Value, json};
 
 use super::{
     AccessRefused, AncestorInfo, ArtifactInfo, Body, BundleChange, CatalogChange, Decision, Event,
     GlassChange, PolicyId, ProcessInfo, Repeated, RulePlace, SCHEMA, SignatureRejected,
+    bpf::BpfInfo,
     usb::{UsbChange, UsbDevice},
 };
 use crate::{
@@ -81,6 +82,9 @@ fn decision(gate: Gate, outcome: Outcome, reason: Reason) -> Decision {
             },
         },
         cached: false,
+        bpf: (reason == Reason::OtherBpf).then(|| {
+            BpfInfo::of(&BpfLoad { kind: 29, attach: 27, name: *b"others\0\0\0\0\0\0\0\0\0\0" })
+        }),
     }
 }
 

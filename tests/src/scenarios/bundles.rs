@@ -440,10 +440,10 @@ pub fn kill_pushes(kills: u64) -> Result<()> {
 
 /// Pushes a bundle, and returns how long that takes if nobody disturbs it.
 fn undisturbed(operator: &Operator, version: u64) -> Result<Duration> {
-    let bundle = operator.bundle(version, version % 2 == 0, &[])?;
+    let bundle = operator.bundle(version, version.is_multiple_of(2), &[])?;
     let start = Instant::now();
     expect(0, &["policy", "push", &bundle])?;
     let took = start.elapsed();
-    operator.holds(version, version % 2 == 0, "nobody disturbed the push")?;
+    operator.holds(version, version.is_multiple_of(2), "nobody disturbed the push")?;
     Ok(took)
 }
