@@ -81,7 +81,8 @@ fn status() -> Result<Value> {
 fn flood(policy: &Policy) -> Result<Value> {
     let unlisted = Path::new(FOLDER).join("unlisted");
     fs::write(&unlisted, "unlisted")?;
-    let (unlisted, listed) = (File::open(&unlisted)?, File::open("/usr/bin/true")?);
+    let (unlisted, listed) =
+        (File::open(&unlisted)?, File::open("/lib/x86_64-linux-gnu/libc.so.6")?);
     let agent = Agent::start(policy, "enforce", &["--skip-preflight"])?;
     let mark = crate::events::mark()?;
     ensure!(maps(&listed)? && !maps(&unlisted)?, "the gate decides otherwise");
@@ -99,7 +100,7 @@ fn flood(policy: &Policy) -> Result<Value> {
         let records = crate::events::since(mark)?;
         let told: u64 = records
             .iter()
-            .filter(|event| event["type"] == "decision" && event["gate"] == "mapping")
+            .filter(|event| event["outcome"] == "deny" && event["gate"] == "mapping")
             .map(|event| event["count"].as_u64().unwrap_or(1))
             .sum();
         if told + counted[1] >= counted[0] || Instant::now() > end {
@@ -139,7 +140,8 @@ fn each(policy: &Policy, sink: &str) -> Result<Value> {
     for number in 0..FILES {
         ensure!(!maps(&File::open(file(number))?)?, "an unlisted file was mapped");
         if number % AT_ONCE == 0 {
-            thread::sleep(Duration::from_millis(50));
+            // Until the agent has caught up.
+            thread::sleep(Duration::from_secs(1));
             most = most.max(resident(&agent)?);
         }
     }

@@ -130,7 +130,7 @@ const SEEN: u64 = 15;
 /// tell. It is held every time, each time is told or counted, and what is there in the end is judged.
 pub fn overflow() -> Result<()> {
     // Each is two changes at least, and there is room for some 230.
-    const TIMES: u64 = 150;
+    const TIMES: u64 = 132;
     prepare()?;
     let evil = Gadget::make("FLOOD1", &[Function::Storage])?;
     let agent = Agent::start(&policy()?, "enforce", &["--skip-preflight"])?;
