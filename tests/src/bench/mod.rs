@@ -68,7 +68,10 @@ fn start(words: &[&CStr]) -> Result<()> {
             environment.as_ptr(),
         )
     };
-    ensure!(error == 0, "{program:?} did not start: {}", std::io::Error::from_raw_os_error(error));
+    if error != 0 {
+        let error = std::io::Error::from_raw_os_error(error);
+        return Err(error).with_context(|| format!("{program:?} did not start"));
+    }
     let mut status = 0;
     // SAFETY: waits for the child that was just made.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
