@@ -154,6 +154,13 @@ impl Agent {
         self.child.id()
     }
 
+    /// Its resident memory in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// Ends it with `portcullis stop`, which takes the gates down too.
     pub fn stop(self) -> Result<()> {
         self.stop_with(&[])

@@ -390,6 +390,7 @@ mod tests {
         assert!(troubles[0].contains("cannot be written"), "{troubles:?}");
         assert!(!folder.path().join("not").exists());
     }
+
     #[test]
     fn the_tokens_used_last_are_kept_whoever_knows_them() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -110,7 +110,7 @@ fn flood(policy: &Policy) -> Result<Value> {
     };
     ensure!(denied == FLOOD + 1, "{denied} refusals were counted");
     ensure!(told + lost == denied, "{told} told and {lost} lost of {denied}");
-    let kib = resident(&agent)?;
+    let kib = agent.resident_kib()?;
     agent.stop()?;
     Ok(json!({
         "decisions": FLOOD, "a_second": FLOOD * 1_000_000_000 / took, "instructions": took / FLOOD,
@@ -142,7 +142,7 @@ fn each(policy: &Policy, sink: &str) -> Result<Value> {
         if number % AT_ONCE == 0 {
             // Until the agent has caught up.
             thread::sleep(Duration::from_secs(1));
-            most = most.max(resident(&agent)?);
+            most = most.max(agent.resident_kib()?);
         }
     }
     let end = Instant::now() + PATIENCE;
@@ -159,7 +159,7 @@ fn each(policy: &Policy, sink: &str) -> Result<Value> {
     }
     let took = now() - start;
     let spent = self::spent(&agent)? - spent;
-    most = most.max(resident(&agent)?);
+    most = most.max(agent.resident_kib()?);
     let lost = counters()?[1] - lost;
     agent.stop()?;
     ensure!(lost == 0, "{lost} records found no room: what was told is not all");
@@ -177,12 +177,6 @@ fn spent(agent: &Agent) -> Result<u64> {
         all += text.split(' ').next().context("a number")?.parse::<u64>()?;
     }
     Ok(all)
-}
-
-fn resident(agent: &Agent) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// A receiver that takes everything.

@@ -69,7 +69,7 @@ pub(super) fn bomb(agent: &Agent, time: Duration) -> Result<()> {
         longest = longest.max(asked.elapsed());
         answers += 1;
         if answers.is_multiple_of(20) {
-            peak.kib = peak.kib.max(resident(agent)?);
+            peak.kib = peak.kib.max(agent.resident_kib()?);
             peak.spool_kib = peak.spool_kib.max(spool_kib()?);
         }
     }
@@ -122,18 +122,12 @@ fn used(agent: &Agent) -> Result<Used> {
     let gate = gates.iter().find(|gate| gate["gate"] == "exec").context("the gate at exec")?;
     let number = |what: &str| gate[what].as_u64().with_context(|| format!("no {what}"));
     Ok(Used {
-        kib: resident(agent)?,
+        kib: agent.resident_kib()?,
         descriptors: fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count(),
         spool_kib: spool_kib()?,
         denied: number("denied")?,
         lost: number("lost")?,
     })
-}
-
-fn resident(agent: &Agent) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 fn spool_kib() -> Result<u64> {
