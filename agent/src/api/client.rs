@@ -119,6 +119,16 @@ pub enum Ask {
         /// Take it back unless it is confirmed within so many seconds.
         confirm_within: Option<u64>,
     },
+    /// Keep a catalog, with its signatures in one file. Only of the agent on this device.
+    TakeCatalog {
+        /// That file.
+        parcel: Content,
+    },
+    /// Take such a one away.
+    TakeCatalogAway {
+        /// Its name, which needs no quoting.
+        name: String,
+    },
     /// Keep what is tried.
     Confirm,
     /// Put in force what was before.
@@ -141,6 +151,13 @@ impl Ask {
                 let within = confirm_within.map(|seconds| format!("?confirm_within={seconds}"));
                 let path = format!("push{}", within.unwrap_or_default());
                 (Method::POST, path, "application/octet-stream", bundle.clone())
+            }
+            Self::TakeCatalog { parcel } => {
+                let path = "catalog".to_owned();
+                (Method::POST, path, "application/octet-stream", parcel.clone())
+            }
+            Self::TakeCatalogAway { name } => {
+                (Method::DELETE, format!("catalog?name={name}"), "", Content::default())
             }
             Self::Confirm => (Method::POST, "confirm".into(), "", Content::default()),
             Self::Rollback { because } => {

@@ -17,12 +17,14 @@ use super::{
     upload::{self, Rejected},
 };
 use crate::{
+    catalog::parcel::MAX_PARCEL,
     control::{
         Request,
         caller::{Caller, Role},
         server::{self, Command},
     },
     event::AccessRefused,
+    policy::{bundle::MAX_BUNDLE, manifest::is_name},
 };
 
 /// Bytes of a body that is no bundle.
@@ -39,6 +41,18 @@ pub struct Routes {
     refusals: Arc<Refusals>,
     /// One bundle at a time.
     pushing: Arc<Semaphore>,
+    /// One catalog at a time, beside it.
+    taking: Arc<Semaphore>,
+}
+
+/// What can be sent one at a time.
+struct Lane<'a> {
+    places: &'a Arc<Semaphore>,
+    what: &'static str,
+    /// The exit code where another one is on its way.
+    busy: u8,
+    /// Bytes that it may have.
+    limit: u64,
 }
 
 /// Why somebody wants to go back.
@@ -55,7 +69,8 @@ fn bad(message: impl Into<String>) -> Rejected {
 impl Routes {
     /// Sends what is asked there.
     pub fn new(folder: PathBuf, commands: mpsc::Sender<Command>, refusals: Arc<Refusals>) -> Self {
-        Self { folder, commands, refusals, pushing: Arc::new(Semaphore::new(1)) }
+        let one = || Arc::new(Semaphore::new(1));
+        Self { folder, commands, refusals, pushing: one(), taking: one() }
     }
 
     /// Answers a request.
@@ -67,7 +82,18 @@ impl Routes {
             Ok(request)
         });
         let done = match asked {
-            Ok(Request::Push { confirm_within, .. }) => self.push(by, body, confirm_within).await,
+            Ok(Request::Push { confirm_within, .. }) => {
+                let request = |path| Request::Push { path, confirm_within };
+                let lane =
+                    Lane { places: &self.pushing, what: "bundle", busy: 1, limit: MAX_BUNDLE };
+                self.upload(by, body, lane, request).await
+            }
+            Ok(Request::TakeCatalog { .. }) => {
+                let request = |path| Request::TakeCatalog { path };
+                let lane =
+                    Lane { places: &self.taking, what: "catalog", busy: 3, limit: MAX_PARCEL };
+                self.upload(by, body, lane, request).await
+            }
             Ok(Request::Rollback { .. }) => match because(body).await {
                 Ok(cause) => self.ask(by, Request::Rollback { cause }).await,
                 Err(rejected) => Err(rejected),
@@ -85,6 +111,12 @@ impl Routes {
     }
 
     fn check_role(&self, by: &Caller, request: &Request) -> Result<(), Rejected> {
+        let is_fleets =
+            matches!(request, Request::TakeCatalog { .. } | Request::TakeCatalogAway { .. });
+        if is_fleets && !matches!(by, Caller::Fleet { .. }) {
+            let message = "only the device's own link to its fleet brings catalogs";
+            return Err((StatusCode::FORBIDDEN, 3, message.into()));
+        }
         let needed = Role::needed(request);
         let role = by.role();
         if needed.is_some_and(|needed| role >= Some(needed)) {
@@ -120,32 +152,33 @@ impl Routes {
         }
     }
 
-    async fn push(
+    /// Takes what is sent, if there is a place for it, and has the agent do what is asked of that file.
+    async fn upload(
         &self,
         by: &Caller,
         body: Incoming,
-        confirm_within: Option<u64>,
+        Lane { places, what, busy, limit }: Lane<'_>,
+        request: impl FnOnce(String) -> Request,
     ) -> Result<Response<Reply>, Rejected> {
-        let place = Arc::clone(&self.pushing).try_acquire_owned();
+        let place = Arc::clone(places).try_acquire_owned();
         let Ok(place) = place else {
             upload::throw_away(body);
-            let message = "another bundle is on its way here; try again when that is done";
-            return Err((StatusCode::TOO_MANY_REQUESTS, 1, message.into()));
+            let message = format!("another {what} is on its way here; try again when that is done");
+            return Err((StatusCode::TOO_MANY_REQUESTS, busy, message));
         };
-        let length = match upload::check_length(&self.folder, &body) {
+        let length = match upload::check_length(&self.folder, &body, limit) {
             Ok(length) => length,
             Err(rejected) => {
                 upload::throw_away(body);
                 return Err(rejected);
             }
         };
-        let bundle = upload::receive(&self.folder, body, length).await?;
-        let (commands, by) = (self.commands.clone(), by.clone());
+        let file = upload::receive(&self.folder, body, length).await?;
+        let (commands, by, request) = (self.commands.clone(), by.clone(), request(file.path()));
         // The agent reads the file for as long as it needs, whatever becomes of who asks.
         let asking = tokio::spawn(async move {
-            let request = Request::Push { path: bundle.path(), confirm_within };
             let answer = server::ask(&commands, request, by).await;
-            drop((bundle, place));
+            drop((file, place));
             answer
         });
         match asking.await {
@@ -177,6 +210,12 @@ pub fn asked(method: &Method, path: &str, query: &str) -> Result<Request, Reject
                 .map_err(|_| bad("confirm_within is a number of seconds, for example 300"))?;
             (Method::POST, Request::Push { path: String::new(), confirm_within })
         }
+        Some("catalog") if *method == Method::DELETE => {
+            let name = query.take("name").filter(|name| is_name(name));
+            let name = name.ok_or_else(|| bad("name it: catalog?name=pump"))?.to_owned();
+            (Method::DELETE, Request::TakeCatalogAway { name })
+        }
+        Some("catalog") => (Method::POST, Request::TakeCatalog { path: String::new() }),
         Some("confirm") => (Method::POST, Request::Confirm),
         Some("rollback") => (Method::POST, Request::Rollback { cause: String::new() }),
         _ => {
@@ -262,6 +301,10 @@ mod tests {
         assert_eq!(ask(Method::GET, "/v1/events", "follow=true"), events(true, true));
         assert_eq!(ask(Method::GET, "/v1/events", "format=text&follow=true"), events(true, false));
         assert_eq!(ask(Method::GET, "/v1/events", "format=text"), events(false, false));
+        let take = Request::TakeCatalog { path: String::new() };
+        assert_eq!(ask(Method::POST, "/v1/catalog", ""), Ok(take));
+        let away = Request::TakeCatalogAway { name: "pump".into() };
+        assert_eq!(ask(Method::DELETE, "/v1/catalog", "name=pump"), Ok(away));
         let no = [
             (Method::GET, "/v1/stop", "", StatusCode::NOT_FOUND),
             (Method::POST, "/v1/mode", "", StatusCode::NOT_FOUND),
@@ -273,6 +316,11 @@ mod tests {
             (Method::GET, "/status", "", StatusCode::NOT_FOUND),
             (Method::GET, "/v1/push", "", StatusCode::METHOD_NOT_ALLOWED),
             (Method::PUT, "/v1/confirm", "", StatusCode::METHOD_NOT_ALLOWED),
+            (Method::GET, "/v1/catalog", "", StatusCode::METHOD_NOT_ALLOWED),
+            (Method::DELETE, "/v1/push", "", StatusCode::METHOD_NOT_ALLOWED),
+            (Method::DELETE, "/v1/catalog", "", StatusCode::BAD_REQUEST),
+            (Method::DELETE, "/v1/catalog", "name=a/b", StatusCode::BAD_REQUEST),
+            (Method::POST, "/v1/catalog", "name=pump", StatusCode::BAD_REQUEST),
             (Method::POST, "/v1/push", "confirm_within=-1", StatusCode::BAD_REQUEST),
             (
                 Method::POST,

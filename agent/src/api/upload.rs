@@ -1,4 +1,4 @@
-//! A bundle on its way: from the network to the disk, without passing through memory.
+//! A bundle or a catalog on its way: from the network to the disk, without passing through memory.
 
 use std::{
     fs, io,
@@ -17,8 +17,6 @@ use tokio::{
     io::AsyncWriteExt,
     time::{Instant, timeout, timeout_at},
 };
-
-use crate::policy::bundle::MAX_BUNDLE;
 
 /// How long nothing may come.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -41,7 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Why it was not taken: HTTP's code, the exit code, and for people.
 pub type Rejected = (StatusCode, u8, String);
 
-/// A bundle on the disk that has no name there, so that it is gone when this is, however that ends.
+/// A file on the disk that has no name there, so that it is gone when this is, however that ends.
 #[derive(Debug)]
 pub struct Upload(OwnedFd);
 
@@ -52,23 +50,23 @@ impl Upload {
     }
 }
 
-/// Whether a body of this length can be taken now.
+/// Whether a body of this length can be taken now, where it may have `limit` bytes.
 ///
 /// # Errors
-/// If it is too large, for a bundle or for the disk.
-pub fn check_length(folder: &Path, body: &impl Body) -> Result<u64, Rejected> {
+/// If it is too large, for that or for the disk.
+pub fn check_length(folder: &Path, body: &impl Body, limit: u64) -> Result<u64, Rejected> {
     let Some(length) = body.size_hint().exact() else {
         let message = "say how long it is (Content-Length)";
         return Err((StatusCode::LENGTH_REQUIRED, 2, message.into()));
     };
-    if length > MAX_BUNDLE {
-        let message = format!("a bundle has at most {MAX_BUNDLE} bytes");
+    if length > limit {
+        let message = format!("it has at most {limit} bytes");
         return Err((StatusCode::PAYLOAD_TOO_LARGE, 2, message));
     }
     let free = free(folder).map_err(|error| disk(folder, &error))?;
     if free < length.saturating_mul(COPIES).saturating_add(RESERVE) {
         let message = format!(
-            "{} has {} MiB free, which is too little for this bundle; make room on the device",
+            "{} has {} MiB free, which is too little for this; make room on the device",
             folder.display(),
             free >> 20
         );

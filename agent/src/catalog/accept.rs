@@ -13,6 +13,7 @@ use sha2::Digest as _;
 use super::{
     Catalog, Refused, SignedBy,
     folder::{self, Document, Form, Kind, MAX_DOCUMENT, MAX_SIGNATURE},
+    shelf::{Kept, Shelf},
     versions::{Seen, Versions},
 };
 use crate::{
@@ -31,12 +32,41 @@ pub struct Reading {
     pub catalogs: Vec<Catalog>,
     /// Not in force.
     pub refused: Vec<Refused>,
+    /// What the fleet's servers have brought, in force or not.
+    pub kept: Vec<Kept>,
 }
 
-/// Reads every document of the folder and verifies it by `trust`, to which changes of keys are
-/// added first. `now` is not given if the clock cannot be trusted.
+/// By whom signatures count, and when. `now` is not given if the clock cannot be trusted.
+#[derive(Clone, Copy, Debug)]
+pub struct Signed<'a> {
+    /// Whom the policy trusts.
+    pub trust: &'a PolicyTrust,
+    /// The time, if it is known.
+    pub now: Option<Timestamp>,
+}
+
+impl Signed<'_> {
+    /// Who signed a text with a signature beside it.
+    pub(super) fn beside(
+        &self,
+        form: Form,
+        text: &[u8],
+        signature: &[u8],
+    ) -> Result<Vec<SignedBy>, Why> {
+        match form {
+            Form::Attached => Ok(Vec::new()),
+            Form::Detached => self.trust.verify_cms(text, signature, Signs::CATALOG, self.now),
+            Form::Raw => self.trust.verify_raw(text, signature, Signs::CATALOG, self.now),
+        }
+    }
+}
+
+/// Reads every document of the folder, and what the fleet's servers have brought, and verifies it by
+/// `trust`, to which the folder's changes of keys are added first. `now` is not given if the clock cannot be
+/// trusted.
 pub fn read_folder(
     folder: &Path,
+    shelf: &Shelf,
     trust: &mut PolicyTrust,
     versions: &Versions,
     now: Option<Timestamp>,
@@ -53,7 +83,7 @@ pub fn read_folder(
                 reason: "unreadable".into(),
                 message: format!("the folder of catalogs cannot be read: {error}"),
             });
-            return reading;
+            Vec::new()
         }
     };
     let documents = rotate(documents, trust, now, &mut reading.refused);
@@ -63,6 +93,13 @@ pub fn read_folder(
         match read.and_then(|(text, by)| catalog(&document.path, &text, by, trust)) {
             Ok(catalog) => found.push(catalog),
             Err(why) => reading.refused.push(refusal(document.path, why)),
+        }
+    }
+    let brought = shelf.read(&Signed { trust, now }, &mut reading.kept);
+    for (path, catalog) in brought {
+        match catalog {
+            Ok(catalog) => found.push(catalog),
+            Err(why) => reading.refused.push(refusal(path, why)),
         }
     }
     for catalog in newest(found, &mut reading.refused) {
@@ -76,6 +113,14 @@ pub fn read_folder(
 
 fn refusal(path: PathBuf, (reason, message): Why) -> Refused {
     Refused { path, reason: reason.into(), message }
+}
+
+/// Adds the changes of keys that lie in a folder to `trust`.
+pub fn rotate_by(folder: &Path, trust: &mut PolicyTrust, now: Option<Timestamp>) {
+    if let Ok((documents, _)) = folder::list(folder) {
+        // What is refused is told by who reads the folder.
+        drop(rotate(documents, trust, now, &mut Vec::new()));
+    }
 }
 
 /// Takes in every change of a key, and returns the other documents. One may be signed with the key
@@ -109,24 +154,23 @@ pub(super) fn open(
     now: Option<Timestamp>,
 ) -> Result<(Vec<u8>, Vec<SignedBy>), Why> {
     let unreadable = |why: String| ("unreadable", why);
+    let signed = Signed { trust, now };
     let mut by = Vec::new();
     let attached = document.signatures.get(&Form::Attached);
     let text = match attached {
         Some(message) => {
             let bytes = folder::read(message, MAX_DOCUMENT).map_err(unreadable)?;
-            let (text, signed) = trust.open_message(&bytes, Signs::CATALOG, now)?;
-            by.extend(signed);
+            let (text, signers) = trust.open_message(&bytes, Signs::CATALOG, now)?;
+            by.extend(signers);
             check_beside(message, &text)?;
             text
         }
         None => folder::read(&document.path, MAX_DOCUMENT).map_err(unreadable)?,
     };
     for (form, path) in &document.signatures {
-        let read = || folder::read(path, MAX_SIGNATURE).map_err(unreadable);
-        match form {
-            Form::Attached => {}
-            Form::Detached => by.extend(trust.verify_cms(&text, &read()?, Signs::CATALOG, now)?),
-            Form::Raw => by.extend(trust.verify_raw(&text, &read()?, Signs::CATALOG, now)?),
+        if *form != Form::Attached {
+            let signature = folder::read(path, MAX_SIGNATURE).map_err(unreadable)?;
+            by.extend(signed.beside(*form, &text, &signature)?);
         }
     }
     if by.is_empty() {
@@ -194,7 +238,7 @@ pub fn look_at(
     Ok((looked, read.by))
 }
 
-fn catalog(
+pub(super) fn catalog(
     path: &Path,
     text: &[u8],
     by: Vec<SignedBy>,
@@ -230,7 +274,7 @@ fn catalog(
 }
 
 /// Whether a newer version, or another one of this version, was in force before.
-fn check_version(catalog: &Catalog, versions: &Versions) -> Result<(), Why> {
+pub(super) fn check_version(catalog: &Catalog, versions: &Versions) -> Result<(), Why> {
     let Catalog { name, version, .. } = catalog;
     for SignedBy { signer, .. } in &catalog.by {
         let Some(highest) = versions.highest(signer, name) else { continue };
@@ -309,4 +353,4 @@ impl Reading {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::catalog) mod tests;

@@ -5,10 +5,15 @@
 //!   Ed25519 signature of its bytes. If both are there, both must be good.
 //! * `NAME.catalog.p7m` is a CMS message that holds the catalog (DER, attached).
 //!
+//! What a fleet's servers bring lies in a folder of its own, a catalog with its signatures in one file
+//! ([`parcel`], [`shelf`]).
+//!
 //! What a file must be is decided by its name, and nothing about it can be switched off.
 
 mod accept;
 pub mod folder;
+pub mod parcel;
+pub mod shelf;
 pub mod versions;
 
 use std::path::PathBuf;
@@ -16,7 +21,7 @@ use std::path::PathBuf;
 use portcullis_common::{Digest, Kinds};
 use serde::{Deserialize, Serialize};
 
-pub use accept::{Looked, Reading, look_at, read_folder};
+pub use accept::{Looked, Reading, Signed, look_at, read_folder, rotate_by};
 
 use crate::{
     policy::{manifest::Entry, source::Signs},

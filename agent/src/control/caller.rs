@@ -39,7 +39,9 @@ impl Role {
         match request {
             Request::Status | Request::Events { .. } => Some(Self::Viewer),
             Request::Confirm | Request::Rollback { .. } => Some(Self::Operator),
-            Request::Push { .. } => Some(Self::PolicyAdmin),
+            Request::Push { .. }
+            | Request::TakeCatalog { .. }
+            | Request::TakeCatalogAway { .. } => Some(Self::PolicyAdmin),
             _ => None,
         }
     }

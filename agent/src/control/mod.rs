@@ -9,7 +9,7 @@ use portcullis_common::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    catalog::{Refused, SignedBy},
+    catalog::{Refused, SignedBy, shelf::Kept},
     event::{PolicyId, usb::UsbChange},
     kernel::check::Check,
     run::{preflight::InUse, reappraise::Pass, sink::SinkStatus},
@@ -70,6 +70,16 @@ pub enum Request {
         path: String,
         /// Take it back unless it is confirmed within so many seconds.
         confirm_within: Option<u64>,
+    },
+    /// Keep a catalog that a fleet's servers have brought.
+    TakeCatalog {
+        /// The absolute path of it with its signatures in one file.
+        path: String,
+    },
+    /// Take away a catalog that a fleet's servers have brought.
+    TakeCatalogAway {
+        /// Its name.
+        name: String,
     },
     /// Keep the bundle that is tried.
     Confirm,
@@ -145,6 +155,8 @@ pub struct Status {
     pub catalogs: Vec<CatalogStatus>,
     /// What lies in their folder and is not in force.
     pub refused: Vec<Refused>,
+    /// What a fleet's servers have brought, in force or not.
+    pub kept: Vec<Kept>,
     /// Whether all is well: `ok`, `warning` or `failed`.
     pub health: &'static str,
     /// What was checked.
@@ -232,6 +244,15 @@ pub struct PushAnswer {
     pub until: Option<jiff::Timestamp>,
     /// What is odd and no reason to refuse it, for people.
     pub warnings: Vec<String>,
+}
+
+/// The answer to a catalog that was taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TakenAnswer {
+    /// What is kept.
+    pub kept: Kept,
+    /// Its maker's number for it.
+    pub version: u64,
 }
 
 /// Where the history lies.

@@ -23,8 +23,10 @@ use tokio::{
 };
 
 use crate::{
+    catalog::shelf::{Taken, TakenAway},
     control::{MAX_REQUEST, Refusal, Request, caller::Caller},
     durable,
+    policy::trust::Why,
     run::{agent::reload::Candidate, preflight::InUse, sink::Line},
 };
 
@@ -78,6 +80,10 @@ pub enum FoundOut {
     InUse(Vec<InUse>),
     /// What the policy file says now.
     Policy(Result<Box<Candidate>, Refusal>),
+    /// What became of a catalog that a fleet's servers have brought.
+    Taken(Result<Box<Taken>, Why>),
+    /// What became of one that they take away: none if there is none.
+    TakenAway(Result<Option<TakenAway>, Why>),
 }
 
 /// What the agent answers.

@@ -135,7 +135,10 @@ fn write_access(f: &mut fmt::Formatter<'_>, refused: &AccessRefused) -> fmt::Res
 }
 
 fn write_catalog(f: &mut fmt::Formatter<'_>, change: &CatalogChange) -> fmt::Result {
-    write!(f, "catalog {}", Plain(&change.file))?;
+    match (change.file.as_str(), &change.by) {
+        ("", Some(by)) => write!(f, "catalog of {by}")?,
+        (file, _) => write!(f, "catalog {}", Plain(file))?,
+    }
     if let (Some(name), Some(version)) = (&change.name, change.version) {
         write!(f, " ({name} v{version})")?;
     }
@@ -153,6 +156,14 @@ fn write_catalog(f: &mut fmt::Formatter<'_>, change: &CatalogChange) -> fmt::Res
             Ok(())
         }
         "removed" => write!(f, " is gone: what it listed is not allowed by it any more"),
+        "received" => {
+            write!(f, " was received")?;
+            change.by.as_ref().map_or(Ok(()), |by| write!(f, " from {by}"))
+        }
+        "taken-away" => {
+            write!(f, " was taken away")?;
+            change.by.as_ref().map_or(Ok(()), |by| write!(f, " by {by}"))
+        }
         _ => {
             let (reason, message) = (change.reason.as_deref(), change.message.as_deref());
             write!(f, " is refused ({}): ", reason.unwrap_or_default())?;

@@ -152,9 +152,10 @@ pub enum Body {
 /// What became of a catalog.
 #[derive(Clone, Debug, Serialize)]
 pub struct CatalogChange {
-    /// `in-force`, `removed` or `refused`.
+    /// `in-force`, `removed` or `refused`; and of what a fleet's servers have brought, `received` or
+    /// `taken-away`.
     pub state: &'static str,
-    /// The file.
+    /// The file; empty if there is none here.
     pub file: String,
     /// Its maker's name for it, if it could be read.
     pub name: Option<String>,
@@ -172,6 +173,8 @@ pub struct CatalogChange {
     pub reason: Option<String>,
     /// Why it was refused, for people.
     pub message: Option<String>,
+    /// Who brought it or took it away; none if it lay in the folder.
+    pub by: Option<Caller>,
 }
 
 /// What a token did.

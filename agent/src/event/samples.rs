@@ -142,6 +142,7 @@ fn catalog(state: &'static str) -> Body {
         withdrawn: 1,
         reason: is_refused.then(|| "signature".into()),
         message: is_refused.then(|| "nobody whom the policy names has signed it".into()),
+        by: is_refused.then(by),
     }))
 }
 

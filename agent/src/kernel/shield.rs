@@ -183,12 +183,12 @@ impl Shield {
         Ok(())
     }
 
-    /// Guards what the agent keeps on the disk: the folder's own files, and the bundles.
+    /// Guards what the agent keeps on the disk: the folder's own files, and those of folders in it.
     ///
     /// # Errors
     /// If a folder is not there.
-    pub fn guard_state(&mut self, state: &Path, bundles: &Path) -> io::Result<()> {
-        self.guard_closed(bundles)?;
+    pub fn guard_state(&mut self, state: &Path, within: &[PathBuf]) -> io::Result<()> {
+        within.iter().try_for_each(|folder| self.guard_closed(folder))?;
         self.guard_closed(state)
     }
 

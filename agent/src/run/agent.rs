@@ -1,6 +1,7 @@
 //! The agent's loop: reads the ring, answers requests, watches over the gates.
 
 mod break_glass;
+mod fleet;
 pub(crate) mod history;
 mod metrics;
 mod push;
@@ -313,6 +314,8 @@ struct Agent {
     places: catalogs::Places,
     /// What watches them, if the policy trusts signers.
     catalogs: Option<catalogs::Watch>,
+    /// Whether one is being looked at that a fleet's servers have brought.
+    takes_catalog: bool,
     /// Whether the policy trusts what it does not list: verified filesystems, or signed files.
     trusts_more: bool,
     /// Kinds of served filesystem that the policy trusts.
@@ -364,6 +367,7 @@ impl Agent {
             history: Keeping::start(places.history()),
             places,
             catalogs: None,
+            takes_catalog: false,
             trusts_more: switch::trusts_more(policy),
             trusted_filesystems: policy.trusted_filesystems.clone(),
             digests: policy.rules.len(),

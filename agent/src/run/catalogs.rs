@@ -1,4 +1,5 @@
-//! The folder of catalogs while the agent runs: what lies there joins the policy, and leaves with it.
+//! The folder of catalogs while the agent runs, and that of what a fleet's servers have brought: what lies
+//! there joins the policy, and leaves with it.
 
 use std::{
     fs, io,
@@ -6,7 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +24,11 @@ use tokio::{
 };
 
 use crate::{
-    catalog::{Catalog, Reading, Refused, read_folder, versions::Versions},
+    catalog::{
+        Catalog, Reading, Refused, read_folder,
+        shelf::{Kept, Shelf},
+        versions::Versions,
+    },
     durable,
     kernel::{
         allowlist::Allowlist,
@@ -77,7 +82,21 @@ impl Places {
         self.state.join("spool")
     }
 
-    fn versions(&self) -> PathBuf {
+    /// The folder of catalogs that a fleet's servers have brought.
+    #[must_use]
+    pub fn fleet(&self) -> PathBuf {
+        self.state.join("fleet")
+    }
+
+    /// What lies in it.
+    #[must_use]
+    pub fn shelf(&self) -> Shelf {
+        Shelf::new(self.fleet())
+    }
+
+    /// Which versions of catalogs were in force.
+    #[must_use]
+    pub fn versions(&self) -> PathBuf {
         self.state.join("catalogs.json")
     }
 }
@@ -99,7 +118,9 @@ pub struct Found {
     pub catalogs: Vec<Catalog>,
     /// Not in force.
     pub refused: Vec<Refused>,
-    /// Health of both.
+    /// What the fleet's servers have brought, in force or not.
+    pub kept: Vec<Kept>,
+    /// Health of all.
     pub checks: Vec<Check>,
     /// How many digests each catalog lists and takes back, as [`Self::catalogs`] keeps none.
     pub counts: Vec<(usize, usize)>,
@@ -129,7 +150,7 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
         checks.push(bad_versions(format!("{why}; its copy was used")));
     }
     let mut trust = base.trust.clone();
-    let mut reading = read_folder(&places.folder, &mut trust, &versions, now());
+    let mut reading = read_folder(&places.folder, &places.shelf(), &mut trust, &versions, now());
     if (reading.remember(&mut versions) || recovered.is_some())
         && let Err(error) = versions.store()
     {
@@ -149,7 +170,8 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
         catalog.entries = Vec::new();
         catalog.withdrawn = Vec::new();
     }
-    (policy, Found { catalogs: reading.catalogs, refused: reading.refused, checks, counts })
+    let Reading { catalogs, refused, kept } = reading;
+    (policy, Found { catalogs, refused, kept, checks, counts })
 }
 
 /// The same with the rules in the kernel.
@@ -195,13 +217,13 @@ fn check(reading: &Reading) -> Check {
     }
 }
 
-/// Watches the folder.
+/// Watches the folders.
 pub struct Watch {
     base: Arc<Policy>,
     places: Places,
     /// None while the kernel does not let us watch anything.
     changes: Option<AsyncFd<OwnedFd>>,
-    /// How the folder looked when it was read last.
+    /// How the folders looked when they were read last.
     seen: Vec<Look>,
     read: Instant,
     /// When it has rested long enough.
@@ -227,14 +249,26 @@ impl Watch {
             due: None,
             busy: false,
         };
-        // Without the folder, the look each minute remains.
-        let _ = fs::create_dir_all(&watch.places.folder);
+        // Without the folders, the look each minute remains.
+        for folder in watch.folders() {
+            let _ = fs::create_dir_all(folder);
+        }
         watch.begin();
         watch.seen = watch.look();
         watch
     }
 
+    fn folders(&self) -> [PathBuf; 2] {
+        [self.places.folder.clone(), self.places.fleet()]
+    }
+
     fn begin(&mut self) {
+        for folder in self.folders() {
+            self.begin_in(&folder);
+        }
+    }
+
+    fn begin_in(&mut self, folder: &Path) {
         use inotify::WatchFlags as On;
         let on = On::CLOSE_WRITE
             | On::MOVED_TO
@@ -248,10 +282,10 @@ impl Watch {
                 Some(changes) => changes,
                 None => self.changes.insert(listen()?),
             };
-            Ok(inotify::add_watch(changes.get_ref(), &self.places.folder, on).map(drop)?)
+            Ok(inotify::add_watch(changes.get_ref(), folder, on).map(drop)?)
         };
         if let Err(error) = begun() {
-            tracing::warn!("{} is not watched: {error}", self.places.folder.display());
+            tracing::warn!("{} is not watched: {error}", folder.display());
         }
     }
 
@@ -292,6 +326,12 @@ impl Watch {
         }
     }
 
+    /// The policy without catalogs.
+    #[must_use]
+    pub fn base(&self) -> &Arc<Policy> {
+        &self.base
+    }
+
     /// Whether what was read is of the policy that is to be joined.
     #[must_use]
     pub fn is_of(&self, base: &Arc<Policy>) -> bool {
@@ -307,8 +347,10 @@ impl Watch {
     }
 
     fn look(&self) -> Vec<Look> {
-        let mut looks: Vec<Look> = fs::read_dir(&self.places.folder)
+        let mut looks: Vec<Look> = self
+            .folders()
             .into_iter()
+            .filter_map(|folder| fs::read_dir(folder).ok())
             .flatten()
             .flatten()
             .filter_map(|entry| {

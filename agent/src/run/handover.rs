@@ -76,7 +76,8 @@ pub fn sweep(places: &Places) {
         Place::Folder(folder) => Some(folder.clone()),
         Place::Variable(_) => None,
     });
-    let own = [places.state.clone(), places.bundles(), places.spool(), lock::RUNTIME.into()];
+    let (bundles, fleet) = (places.bundles(), places.fleet());
+    let own = [places.state.clone(), bundles, fleet, places.spool(), lock::RUNTIME.into()];
     own.into_iter().chain(marks).for_each(|folder| durable::sweep(&folder));
 }
 
@@ -99,7 +100,8 @@ pub fn check(store: &Store, only_audits: bool) -> Result<(), RunError> {
 /// folder is there, with the lock.
 #[must_use]
 pub fn state_devices(places: &Places, marks: &HighWater) -> [u32; MOST_MARKS + 2] {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(places.bundles());
+    let make = |folder| DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    let made = make(places.bundles()).and_then(|()| make(places.fleet()));
     let state = made.map(|()| places.state.clone()).ok();
     let marks = marks.places().filter_map(|place| Some(place.file().parent()?.to_owned()));
     let runtime = Some(PathBuf::from(lock::RUNTIME));
@@ -115,7 +117,7 @@ pub fn state_devices(places: &Places, marks: &HighWater) -> [u32; MOST_MARKS + 2
 /// are. A mark that is not there is told elsewhere.
 pub fn guard_state(shield: &mut Shield, places: &Places, marks: &HighWater) -> Check {
     let (id, title) = ("shield-state", "nobody else changes the agent's state");
-    let guarded = shield.guard_state(&places.state, &places.bundles());
+    let guarded = shield.guard_state(&places.state, &[places.bundles(), places.fleet()]);
     let guarded = guarded.and_then(|()| shield.guard_closed(Path::new(lock::RUNTIME)));
     match guarded.and_then(|()| guard_marks(shield, marks)) {
         Ok(()) => Check::ok(id, title, format!("{}, {}", places.state.display(), lock::RUNTIME)),

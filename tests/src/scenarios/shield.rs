@@ -308,6 +308,14 @@ fn of_gates() -> Result<Vec<Attack<'static>>> {
             }),
         ),
         (
+            "adding to what a fleet's servers have brought",
+            "agent-state",
+            Box::new(|| {
+                let other = Path::new(STATE).with_file_name("fleet").join("catalog-x.parcel");
+                File::create(&other).and_then(|_| fs::remove_file(&other))
+            }),
+        ),
+        (
             "writing to the agent's state",
             "agent-state",
             Box::new(|| {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
@@ -29,12 +29,18 @@ use crate::{
         config::{self, Config},
         server::Server,
     },
+    catalog::{
+        Signed, read_folder,
+        shelf::{Kept, Shelf},
+        versions::Versions,
+    },
     control::{
-        Refusal, Request,
+        Refusal, Request, TakenAnswer,
         caller::{Caller, Role},
         server::{Answer, Command, Lines, json as answer},
     },
     event::AccessRefused,
+    policy::trust::{PolicyTrust, Why},
     run::sink::Line,
     sync::lock,
 };
@@ -144,6 +150,44 @@ pub struct Behaviour {
     /// How it is, and how it is after a push.
     pub health: Mutex<(String, String)>,
     pub pushes: AtomicU64,
+    /// Where it keeps catalogs, and whose count.
+    pub shelf: Mutex<Option<(Shelf, PolicyTrust)>>,
+}
+
+impl Behaviour {
+    fn shelf<T>(&self, work: impl FnOnce(&Shelf, &mut PolicyTrust) -> T) -> T {
+        let mut shelf = lock(&self.shelf);
+        let (shelf, trust) = shelf.as_mut().expect("a shelf");
+        work(shelf, trust)
+    }
+
+    /// What it keeps.
+    pub fn kept(&self) -> Vec<Kept> {
+        if lock(&self.shelf).is_none() {
+            return Vec::new();
+        }
+        let (nowhere, versions) = (Path::new("/nowhere"), Versions::none(Path::new("/nowhere")));
+        self.shelf(|shelf, trust| read_folder(nowhere, shelf, trust, &versions, None).kept)
+    }
+
+    fn take(&self, path: &str) -> Result<Answer, Why> {
+        let versions = Versions::none(Path::new("/nowhere"));
+        let taken = self.shelf(|shelf, trust| {
+            shelf.take(path.as_ref(), &Signed { trust, now: None }, &versions)
+        })?;
+        Ok(answer(&TakenAnswer { kept: taken.kept, version: taken.version }))
+    }
+
+    fn take_away(&self, name: &str) -> Result<Answer, Why> {
+        let signed = |shelf: &Shelf, trust: &mut PolicyTrust| {
+            shelf.take_away(name, &Signed { trust, now: None })
+        };
+        self.shelf(signed).map(|taken| answer(&json!({ "taken_away": taken.is_some() })))
+    }
+}
+
+fn refused((reason, message): Why) -> Answer {
+    Answer::Refused(Refusal { code: 1, message: format!("refused ({reason}): {message}") })
 }
 
 /// A device without gates.
@@ -215,7 +259,7 @@ pub async fn agent(
 ) {
     while let Some(Command { request, answer: reply, by, .. }) = commands.recv().await {
         let bundle = match &request {
-            Request::Push { path, .. } => {
+            Request::Push { path, .. } | Request::TakeCatalog { path } => {
                 Some(Sha256::digest(fs::read(path).expect("still there")).into())
             }
             _ => None,
@@ -230,10 +274,12 @@ pub async fn agent(
             Request::Push { confirm_within, .. } => {
                 Request::Push { path: String::new(), confirm_within: *confirm_within }
             }
+            Request::TakeCatalog { .. } => Request::TakeCatalog { path: String::new() },
             other => other.clone(),
         };
         lock(&behaviour.asked).push(Asked { request: shown, by, bundle });
-        let is_taken = bundle.is_some() && lock(&behaviour.refuses).is_none();
+        let is_push = matches!(request, Request::Push { .. });
+        let is_taken = is_push && lock(&behaviour.refuses).is_none();
         let before =
             behaviour.pushes.fetch_add(u64::from(is_taken), std::sync::atomic::Ordering::Relaxed);
         let pushed = before + u64::from(is_taken);
@@ -258,9 +304,11 @@ pub async fn agent(
                 let check = json!({ "id": "c", "title": "t", "state": health, "found": "f" });
                 answer(&json!({
                     "health": health, "mode": "audit", "policy": policy, "version": "0",
-                    "digests": 1, "checks": [check],
+                    "digests": 1, "checks": [check], "kept": behaviour.kept(),
                 }))
             }
+            Request::TakeCatalog { path } => behaviour.take(&path).unwrap_or_else(refused),
+            Request::TakeCatalogAway { name } => behaviour.take_away(&name).unwrap_or_else(refused),
             _ => answer(&json!({ "policy": policy, "mode": "audit" })),
         };
         // The asker may have gone.

@@ -11,30 +11,34 @@ use crate::trust::{
 };
 
 /// A folder of catalogs, and a policy that trusts `acme` and `plant`.
-struct Lab {
-    folder: TempDir,
-    acme: PrivateKey,
-    plant: PrivateKey,
-    trust: PolicyTrust,
-    versions: Versions,
+pub(in crate::catalog) struct Lab {
+    pub folder: TempDir,
+    pub shelf: TempDir,
+    pub acme: PrivateKey,
+    pub plant: PrivateKey,
+    /// Of `ops`, who signs policies and nothing else.
+    pub ops: PrivateKey,
+    pub trust: PolicyTrust,
+    pub versions: Versions,
 }
 
-fn key_pair(folder: &Path, name: &str) -> PrivateKey {
+pub(in crate::catalog) fn key_pair(folder: &Path, name: &str) -> PrivateKey {
     let made = key::generate_ed25519().expect("random numbers");
     fs::write(folder.join(format!("{name}.pub")), &made.public).expect("written");
     PrivateKey::read(made.private.as_bytes()).expect("a key")
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with("")
     }
 
     /// With more in the policy.
-    fn with(rest: &str) -> Self {
+    pub fn with(rest: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let place = tempfile::tempdir().expect("a folder");
         let (acme, plant) = (key_pair(place.path(), "acme"), key_pair(place.path(), "plant"));
+        let ops = key_pair(place.path(), "ops");
         let signer = |name: &str| {
             format!(
                 "[[signer]]\nname = \"{name}\"\nslot = \"maker\"\nkey = \"{name}.pub\"\n\
@@ -42,7 +46,8 @@ impl Lab {
             )
         };
         let text = format!(
-            "name = \"p\"\nversion = 1\nmode = \"audit\"\n{}{}{rest}",
+            "name = \"p\"\nversion = 1\nmode = \"audit\"\n{}{}[[signer]]\nname = \"ops\"\nslot = \
+             \"operator\"\nkey = \"ops.pub\"\nsigns = [\"policy\"]\n{rest}",
             signer("acme"),
             signer("plant")
         );
@@ -51,25 +56,27 @@ impl Lab {
         let policy = crate::policy::Policy::load(&file, &indicatif::ProgressBar::hidden());
         let trust = policy.expect("a good policy").trust;
         let versions = Versions::none(&folder.path().join("nothing"));
-        Self { folder, acme, plant, trust, versions }
+        let shelf = tempfile::tempdir().expect("a folder");
+        Self { folder, shelf, acme, plant, ops, trust, versions }
     }
 
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         fs::write(self.folder.path().join(name), content).expect("written");
     }
 
     /// A document with a bare signature.
-    fn signed(&self, name: &str, text: &str, by: &PrivateKey) {
+    pub fn signed(&self, name: &str, text: &str, by: &PrivateKey) {
         self.write(name, text);
         self.write(&format!("{name}.sig"), sign::raw(by, text.as_bytes()).expect("Ed25519"));
     }
 
-    fn read(&self) -> Reading {
-        read_folder(self.folder.path(), &mut self.trust.clone(), &self.versions, None)
+    pub fn read(&self) -> Reading {
+        let shelf = Shelf::new(self.shelf.path());
+        read_folder(self.folder.path(), &shelf, &mut self.trust.clone(), &self.versions, None)
     }
 
     /// What is in force, and what is not, as `FILE: REASON`.
-    fn seen(&self) -> (Vec<String>, Vec<String>) {
+    pub fn seen(&self) -> (Vec<String>, Vec<String>) {
         let reading = self.read();
         let name = |path: &Path| {
             let name = path.file_name().unwrap_or_default();
@@ -80,14 +87,14 @@ impl Lab {
         (reading.catalogs.iter().map(|one| name(&one.path)).collect(), refused.collect())
     }
 
-    fn check(&self, in_force: &[&str], refused: &[&str]) {
+    pub fn check(&self, in_force: &[&str], refused: &[&str]) {
         let (found_in_force, found_refused) = self.seen();
         assert_eq!(found_in_force, in_force, "refused: {found_refused:?}");
         assert_eq!(found_refused, refused);
     }
 }
 
-fn catalog(name: &str, version: u64, byte: u8) -> String {
+pub(in crate::catalog) fn catalog(name: &str, version: u64, byte: u8) -> String {
     format!(
         "# portcullis manifest 1\n# catalog: {name}\n# version: {version}\n# kinds: executable\n\
          {}  /bin/{name}\n# end: 1 entries\n",

@@ -70,6 +70,22 @@ impl Agent {
                     return None;
                 }
             },
+            Request::TakeCatalog { path } => match found_out {
+                Some(FoundOut::Taken(taken)) => self.took_catalog(taken, asker.by.as_ref()),
+                _ => {
+                    self.take_catalog(path, asker);
+                    return None;
+                }
+            },
+            Request::TakeCatalogAway { name } => match found_out {
+                Some(FoundOut::TakenAway(taken)) => {
+                    self.took_catalog_away(&name, taken, asker.by.as_ref())
+                }
+                _ => {
+                    self.take_catalog_away(name, asker);
+                    return None;
+                }
+            },
             Request::Usb => self.usb_devices(),
             Request::UsbAllowOnce { port } => self.allow_usb_once(&port),
             Request::History => self.write_history(),
@@ -245,6 +261,7 @@ impl Agent {
             signers: self.signers.clone(),
             catalogs: self.catalogs_status(),
             refused: self.found.refused.clone(),
+            kept: self.found.kept.clone(),
             health: self.health.worst().word(),
             checks: self.health.checks().to_vec(),
             gates: gates.collect(),

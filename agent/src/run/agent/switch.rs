@@ -146,7 +146,7 @@ impl Agent {
         self.take_checks(checks);
     }
 
-    fn tell(&mut self, change: CatalogChange) {
+    pub(super) fn tell(&mut self, change: CatalogChange) {
         self.recorder.record(Body::Catalog(Box::new(change)));
     }
 
@@ -190,6 +190,7 @@ fn change_of(state: &'static str, catalog: &Catalog, counts: (usize, usize)) -> 
         withdrawn: counts.1,
         reason: None,
         message: None,
+        by: None,
     }
 }
 
@@ -205,5 +206,6 @@ fn refusal_of(refused: &Refused) -> CatalogChange {
         withdrawn: 0,
         reason: Some(refused.reason.clone()),
         message: Some(refused.message.clone()),
+        by: None,
     }
 }
