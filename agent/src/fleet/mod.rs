@@ -8,11 +8,12 @@
 //! are in its body, where no permission reaches, and its messages can be sent anywhere. `docs/fleet.md`
 //! describes it for operators, with the servers' configuration.
 
-pub mod bundles;
+pub mod chunks;
 pub mod config;
 pub mod connect;
 mod direct;
 pub mod link;
+pub mod listing;
 pub mod names;
 pub mod permissions;
 pub mod plant;

@@ -21,6 +21,9 @@ pub const STATUS_STREAM: &str = "KV_portcullis-status";
 /// The stream with bundles in chunks.
 pub const BUNDLES: &str = "portcullis-bundles";
 
+/// The stream with catalogs in chunks.
+pub const CATALOGS: &str = "portcullis-catalogs";
+
 /// The stream with events.
 pub const EVENTS: &str = "portcullis-events";
 
@@ -70,6 +73,30 @@ impl Target {
     #[must_use]
     pub fn changed(&self) -> String {
         format!("portcullis.changed.{}", self.key())
+    }
+
+    /// The key of the catalogs that it shall have.
+    #[must_use]
+    pub fn catalogs_key(&self) -> String {
+        format!("catalogs.{}", self.key())
+    }
+
+    /// Where these are listed.
+    #[must_use]
+    pub fn catalogs_wanted(&self) -> String {
+        format!("$KV.{WANTED}.{}", self.catalogs_key())
+    }
+
+    /// Where it is told that this has changed.
+    #[must_use]
+    pub fn catalogs_changed(&self) -> String {
+        format!("portcullis.changed.{}", self.catalogs_key())
+    }
+
+    /// Where the chunks of its catalogs are stored.
+    #[must_use]
+    pub fn catalogs(&self) -> String {
+        format!("portcullis.catalog.{}", self.key())
     }
 
     /// Where the chunks of its bundles are stored.

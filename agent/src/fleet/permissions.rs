@@ -1,6 +1,6 @@
 //! What a server lets a device do: the entry for its configuration.
 
-use super::names::{self, BUNDLES, Target, WANTED_STREAM};
+use super::names::{self, BUNDLES, CATALOGS, Target, WANTED_STREAM};
 
 /// Subjects that a device may publish to, and those that it may subscribe to.
 #[must_use]
@@ -13,7 +13,9 @@ pub fn subjects(device: &str, groups: &[String]) -> (Vec<String>, Vec<String>) {
     for target in &targets {
         publish.push(format!("$JS.API.DIRECT.GET.{WANTED_STREAM}.{}", target.wanted()));
         publish.push(format!("$JS.API.DIRECT.GET.{BUNDLES}.{}.>", target.bundles()));
-        subscribe.push(target.changed());
+        publish.push(format!("$JS.API.DIRECT.GET.{WANTED_STREAM}.{}", target.catalogs_wanted()));
+        publish.push(format!("$JS.API.DIRECT.GET.{CATALOGS}.{}.>", target.catalogs()));
+        subscribe.extend([target.changed(), target.catalogs_changed()]);
     }
     (publish, subscribe)
 }
@@ -42,6 +44,7 @@ pub fn accounts(operators: &[String], devices: &[String]) -> String {
     let services = [
         format!("$JS.API.DIRECT.GET.{WANTED_STREAM}.>"),
         format!("$JS.API.DIRECT.GET.{BUNDLES}.>"),
+        format!("$JS.API.DIRECT.GET.{CATALOGS}.>"),
         format!("$KV.{}.*", names::STATUS),
         "portcullis.events.*".to_owned(),
     ];

@@ -1,5 +1,7 @@
 //! The operators' end: says what is wanted, and hears how devices are.
 
+mod catalogs;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
@@ -16,10 +18,14 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    FleetError, bundles,
+    FleetError,
+    chunks::{self, Kind},
     connect::{Connection, Files, Waiting, connect},
     direct,
-    names::{BUNDLES, EVENTS, STATUS, STATUS_STREAM, Target, WANTED, WANTED_STREAM, name_of},
+    listing::MAX_LIST,
+    names::{
+        BUNDLES, CATALOGS, EVENTS, STATUS, STATUS_STREAM, Target, WANTED, WANTED_STREAM, name_of,
+    },
     patiently,
     words::{MAX_REPORT, MAX_WANTED, Report, Stored, Wanted, What},
 };
@@ -37,6 +43,8 @@ pub struct Room {
     pub replicas: usize,
     /// Bytes of bundles.
     pub bundles: u64,
+    /// Bytes of catalogs.
+    pub catalogs: u64,
     /// Bytes of events.
     pub events: u64,
 }
@@ -80,7 +88,7 @@ impl Plant {
             name: WANTED_STREAM.into(),
             subjects: vec![format!("$KV.{WANTED}.>")],
             max_messages_per_subject: HISTORY,
-            max_message_size: i32::try_from(MAX_WANTED).unwrap_or(i32::MAX),
+            max_message_size: i32::try_from(MAX_WANTED.max(MAX_LIST)).unwrap_or(i32::MAX),
             republish: Some(Republish {
                 source: format!("$KV.{WANTED}.>"),
                 destination: "portcullis.changed.>".into(),
@@ -95,15 +103,17 @@ impl Plant {
             max_message_size: i32::try_from(MAX_REPORT).unwrap_or(i32::MAX),
             ..Config::default()
         };
-        let bundles = Config {
-            name: BUNDLES.into(),
-            subjects: vec!["portcullis.bundle.>".into()],
+        let chunks = |name: &str, subject: &str, room: u64| Config {
+            name: name.into(),
+            subjects: vec![subject.into()],
             max_messages_per_subject: 1,
-            max_bytes: bytes(room.bundles),
-            // A full store is told to who stores; a bundle is never dropped while it is wanted.
+            max_bytes: bytes(room),
+            // A full store is told to who stores; nothing is dropped while it is wanted.
             discard: DiscardPolicy::New,
             ..Config::default()
         };
+        let bundles = chunks(BUNDLES, "portcullis.bundle.>", room.bundles);
+        let catalogs = chunks(CATALOGS, "portcullis.catalog.>", room.catalogs);
         let events = Config {
             name: EVENTS.into(),
             subjects: vec!["portcullis.events.*".into()],
@@ -112,7 +122,7 @@ impl Plant {
             duplicate_window: Duration::from_secs(120),
             ..Config::default()
         };
-        for stream in [wanted, status, bundles, events] {
+        for stream in [wanted, status, bundles, catalogs, events] {
             let stream = Config {
                 num_replicas: room.replicas,
                 allow_direct: true,
@@ -157,7 +167,7 @@ impl Plant {
     /// # Errors
     /// If the servers do not take it.
     pub async fn store(&self, target: &Target, bundle: Bytes) -> Result<Stored, FleetError> {
-        bundles::store(&self.context, target.clone(), bundle).await
+        chunks::store(&self.context, Kind::Bundle, target.clone(), bundle).await
     }
 
     /// Forgets the bundles that were wanted of somebody, but for these.
@@ -169,20 +179,25 @@ impl Plant {
         let store = patiently(what, || self.context.get_key_value(WANTED)).await?;
         let history = patiently(what, || store.history(target.key())).await?;
         let history: Vec<_> = history.try_collect().await.map_err(FleetError::of(what))?;
-        let stream = self.context.get_stream_no_info(BUNDLES).await;
-        let stream = stream.map_err(FleetError::of(what))?;
         for entry in history {
             let Ok(Wanted { what: What::Push { bundle, .. }, .. }) = Wanted::read(&entry.value)
             else {
                 continue;
             };
             if bundle.at == *target && !keep.contains(&bundle.sha256) {
-                let filter = format!("{}.{}.>", target.bundles(), bundle.sha256);
-                let purge = || stream.purge().filter(filter.clone()).into_future();
-                patiently(what, purge).await?;
+                self.forget(Kind::Bundle, target, &bundle.sha256).await?;
             }
         }
         Ok(())
+    }
+
+    async fn forget(&self, kind: Kind, target: &Target, sha256: &str) -> Result<(), FleetError> {
+        let what = "removing what is not wanted any more";
+        let stream = self.context.get_stream_no_info(kind.stream()).await;
+        let stream = stream.map_err(FleetError::of(what))?;
+        let filter = format!("{}.>", kind.prefix(target, sha256));
+        let purge = || stream.purge().filter(filter.clone()).into_future();
+        patiently(what, purge).await.map(drop)
     }
 
     /// Asks devices to say how they are.

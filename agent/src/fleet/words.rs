@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::names::Target;
+use super::{listing::OfCatalog, names::Target};
 use crate::{event::PolicyId, policy::bundle::MAX_BUNDLE};
 
 /// Bytes of what is wanted.
@@ -17,6 +17,9 @@ const MAX_TEXT: usize = 500;
 
 /// Checks in a report.
 const MAX_CHECKS: usize = 16;
+
+/// Catalogs in a report: more than a device can have, as some are refused.
+const MAX_CATALOGS: usize = 64;
 
 /// What a device or a group shall do. It replaces what was wanted before; doing it twice does no more
 /// than doing it once.
@@ -159,6 +162,9 @@ pub struct Report {
     /// What became of what was wanted last.
     #[serde(default)]
     pub answered: Option<Answered>,
+    /// What became of the catalogs that it shall have.
+    #[serde(default)]
+    pub catalogs: Vec<OfCatalog>,
 }
 
 /// Something that is wrong with a device.
@@ -206,11 +212,19 @@ impl Report {
         if let Some(Answered { message: Some(message), .. }) = &mut self.answered {
             *message = short(message);
         }
+        self.catalogs.truncate(MAX_CATALOGS);
         let bytes = serde_json::to_vec(&self)?;
         if bytes.len() <= MAX_REPORT {
             return Ok(bytes);
         }
-        // Control characters become long in JSON.
+        // Control characters become long in JSON, and many reasons are long as well.
+        for catalog in &mut self.catalogs {
+            catalog.message = None;
+        }
+        let bytes = serde_json::to_vec(&self)?;
+        if bytes.len() <= MAX_REPORT {
+            return Ok(bytes);
+        }
         self.checks.clear();
         if let Some(answered) = &mut self.answered {
             answered.message = None;
@@ -222,6 +236,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::listing::State;
 
     fn push(bytes: u64, sha256: &str) -> Wanted {
         let bundle = Stored { at: Target::Group("plant-7".into()), sha256: sha256.into(), bytes };
@@ -258,6 +273,8 @@ mod tests {
             state: "warning".into(),
             found: "\u{1}".repeat(10_000),
         };
+        let catalog = OfCatalog::new(&"n".repeat(64), &"ab".repeat(32), State::Refused);
+        let catalog = catalog.because(&"\u{1}".repeat(10_000));
         let report = Report {
             device: "pump-3".into(),
             groups: Vec::new(),
@@ -267,10 +284,11 @@ mod tests {
             policy: None,
             version: None,
             answered: None,
+            catalogs: vec![catalog; 100],
         };
         let written = report.written().expect("written");
         let read = Report::read("pump-3", &written).expect("fits");
-        assert_eq!(read.health, "warning");
+        assert_eq!((read.health.as_str(), read.catalogs.len()), ("warning", MAX_CATALOGS));
         assert!(Report::read("pump-4", &written).is_err(), "another's report");
     }
 }

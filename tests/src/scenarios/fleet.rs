@@ -12,13 +12,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::package::sh;
+use super::{fleet_catalogs, package::sh};
 use crate::{
     agent::{PATIENCE, expect, json, portcullis},
     pki::Pki,
 };
 
-const FOLDER: &str = "/root/fleet";
+pub(super) const FOLDER: &str = "/root/fleet";
 const SERVER: &str = "/opt/receivers/usr/sbin/nats-server";
 const ADDRESS: &str = "tls://127.0.0.1:4222";
 
@@ -50,7 +50,7 @@ fn server() -> Result<Server> {
 }
 
 /// Asks through the servers, as the operator.
-fn fleet(code: i32, words: &[&str]) -> Result<Vec<Value>> {
+pub(super) fn fleet(code: i32, words: &[&str]) -> Result<Vec<Value>> {
     let [cert, key, ca] = ["ann.pem", "ann.key", "ca.pem"].map(|name| format!("{FOLDER}/{name}"));
     let way = ["--server", ADDRESS, "--cert", &cert, "--key", &key, "--ca", &ca];
     let output = expect(code, &[&["fleet"], words, &way[..]].concat())?;
@@ -59,7 +59,7 @@ fn fleet(code: i32, words: &[&str]) -> Result<Vec<Value>> {
     Ok(lines.map(serde_json::from_str).collect::<Result<_, _>>()?)
 }
 
-fn push(code: i32, bundle: &str, more: &[&str]) -> Result<Value> {
+pub(super) fn push(code: i32, bundle: &str, more: &[&str]) -> Result<Value> {
     let words = ["push", bundle, "--group", "plant-7", "--json"];
     let rows = fleet(code, &[&words[..], more].concat())?;
     rows.into_iter().next().context("no device answers")
@@ -67,9 +67,18 @@ fn push(code: i32, bundle: &str, more: &[&str]) -> Result<Value> {
 
 /// A bundle with this version of the policy.
 fn bundle(version: u64, key: Option<&str>) -> Result<String> {
+    built(version, &policy_text(version), key)
+}
+
+/// A bundle with this policy, as it should be signed.
+pub(super) fn bundle_of(version: u64, policy: &str) -> Result<String> {
+    built(version, policy, Some("ops"))
+}
+
+fn built(version: u64, text: &str, key: Option<&str>) -> Result<String> {
     let (policy, bundle) =
         (format!("{FOLDER}/v{version}.toml"), format!("{FOLDER}/v{version}.bundle"));
-    fs::write(&policy, policy_text(version))?;
+    fs::write(&policy, text)?;
     expect(0, &["policy", "build", &policy, "-o", &bundle])?;
     if let Some(key) = key {
         expect(0, &["policy", "sign", &bundle, "--key", &format!("{FOLDER}/{key}.pem")])?;
@@ -77,7 +86,7 @@ fn bundle(version: u64, key: Option<&str>) -> Result<String> {
     Ok(bundle)
 }
 
-fn policy_text(version: u64) -> String {
+pub(super) fn policy_text(version: u64) -> String {
     format!(
         "name = \"device\"\nversion = {version}\nmode = \"audit\"\n[[signer]]\nname = \"ops\"\nslot = \
          \"operator\"\nkey = \"ops.pub.pem\"\nsigns = [\"policy\"]\n"
@@ -85,7 +94,7 @@ fn policy_text(version: u64) -> String {
 }
 
 /// Waits until this version is in force.
-fn holds(version: u64) -> Result<()> {
+pub(super) fn holds(version: u64) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
@@ -97,7 +106,7 @@ fn holds(version: u64) -> Result<()> {
     }
 }
 
-fn journal() -> Result<String> {
+pub(super) fn journal() -> Result<String> {
     sh(
         "journalctl --no-pager -n 30 -u portcullis-fleet -u portcullis; tail -n 20 /root/fleet/nats.log",
     )
@@ -144,7 +153,7 @@ pub fn through_servers() -> Result<()> {
     );
     nobody_else()?;
 
-    let room = ["--bundles", "64", "--events", "64"];
+    let room = ["--bundles", "64", "--catalogs", "16", "--events", "64"];
     fleet(0, &[&["prepare", "--replicas", "1"], &room[..]].concat())?;
     let end = Instant::now() + PATIENCE;
     let said = loop {
@@ -195,6 +204,7 @@ pub fn through_servers() -> Result<()> {
         ensure!(Instant::now() < end, "no such event at the servers: {}", journal()?);
         sleep(Duration::from_millis(500));
     }
+    fleet_catalogs::let_in_and_taken_back()?;
     sh("systemctl stop portcullis-fleet && dpkg --purge portcullis")?;
     ensure!(!Path::new("/var/lib/portcullis-fleet").exists(), "the link's folder is left");
     Ok(())

@@ -28,6 +28,7 @@ mod events_received;
 mod events_stream;
 mod execve_check;
 mod fleet;
+mod fleet_catalogs;
 mod fsverity;
 mod interpreters;
 mod kernel_checks;

@@ -1,5 +1,6 @@
 //! The device's end: does what is wanted, and says how the device is.
 
+mod catalogs;
 mod events;
 mod report;
 mod state;
@@ -18,6 +19,7 @@ use super::{
     FleetError,
     config::Config,
     connect::{Connection, Waiting, connect},
+    listing::OfCatalog,
     names::Target,
     words::Answered,
 };
@@ -78,6 +80,10 @@ pub struct Link {
     answered: Mutex<Option<Answered>>,
     /// What is wanted now and could not be done so far.
     waiting: Mutex<Option<Answered>>,
+    /// What became of the catalogs that the device shall have.
+    catalogs: Mutex<Vec<OfCatalog>>,
+    /// Another policy is in force, under which other signatures may count.
+    other_policy: Notify,
     kept: Kept,
     /// There is news to report.
     news: Notify,
@@ -114,6 +120,8 @@ impl Link {
             folder: folder.to_owned(),
             answered: Mutex::new(kept.answered()),
             waiting: Mutex::new(None),
+            catalogs: Mutex::default(),
+            other_policy: Notify::new(),
             kept,
             news: Notify::new(),
             is_asked: AtomicBool::new(false),
@@ -130,9 +138,14 @@ impl Link {
             if self.events {
                 self.send_events().await;
             }
+            std::future::pending::<()>().await;
         };
-        let (done, (), ()) = tokio::join!(self.do_what_is_wanted(), self.say_how_it_is(), events);
-        done
+        tokio::select! {
+            ended = self.do_what_is_wanted() => ended,
+            ended = self.keep_catalogs() => ended,
+            () = self.say_how_it_is() => Ok(()),
+            () = events => Ok(()),
+        }
     }
 
     /// Those for whom something may be wanted that is meant for this device.

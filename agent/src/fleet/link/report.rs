@@ -31,10 +31,14 @@ impl Link {
     /// Says it whenever something has changed, and now and then, for ever.
     pub(super) async fn say_how_it_is(&self) {
         let mut connected = self.connection.connected.clone();
-        let (mut said, mut when) = (None, Instant::now());
+        let (mut said, mut when, mut policy) = (None, Instant::now(), None);
         let mut heartbeat = by_chance(self.pace.heartbeat);
         loop {
             let report = self.report().await;
+            let now = report.policy.as_ref().map(|now| (now.name.clone(), now.version));
+            if now.is_some() && std::mem::replace(&mut policy, now.clone()) != now {
+                self.other_policy.notify_one();
+            }
             if said.as_ref() != Some(&report) || when.elapsed() >= heartbeat {
                 match self.say(report.clone()).await {
                     Ok(()) => {
@@ -83,6 +87,7 @@ impl Link {
             policy: None,
             version: None,
             answered,
+            catalogs: lock(&self.catalogs).clone(),
         };
         match status {
             Ok(Status { health, mode, policy, version, checks }) => {

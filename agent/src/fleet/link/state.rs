@@ -8,12 +8,14 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::catalogs::Synced;
 use crate::{durable, fleet::words::Answered};
 
 /// The link's files.
 #[derive(Debug)]
 pub struct Kept {
     answered: PathBuf,
+    catalogs: PathBuf,
     cursor: PathBuf,
 }
 
@@ -35,7 +37,11 @@ impl Kept {
         tempfile::tempfile_in(folder).map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", folder.display()))
         })?;
-        Ok(Self { answered: folder.join("answered.json"), cursor: folder.join("events.json") })
+        Ok(Self {
+            answered: folder.join("answered.json"),
+            catalogs: folder.join("catalogs.json"),
+            cursor: folder.join("events.json"),
+        })
     }
 
     /// What became of what was wanted last.
@@ -50,6 +56,20 @@ impl Kept {
     /// If the disk does not take it.
     pub fn keep(&self, answered: &Answered) -> io::Result<()> {
         write(&self.answered, answered)
+    }
+
+    /// What is known of catalogs.
+    #[must_use]
+    pub(super) fn synced(&self) -> Synced {
+        read(&self.catalogs).unwrap_or_default()
+    }
+
+    /// Keeps that.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub(super) fn keep_synced(&self, synced: &Synced) -> io::Result<()> {
+        write(&self.catalogs, synced)
     }
 
     /// Up to which record events were sent.

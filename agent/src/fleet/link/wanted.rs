@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
+use async_nats::Message;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::time::sleep;
@@ -15,7 +16,8 @@ use crate::{
     control::PushAnswer,
     event::PolicyId,
     fleet::{
-        FleetError, bundles,
+        FleetError,
+        chunks::{self, Kind},
         connect::by_chance,
         direct::{self, Found},
         names::WANTED_STREAM,
@@ -25,7 +27,7 @@ use crate::{
 };
 
 /// How often something is read again that is known to be there and has not come to every server.
-const ATTEMPTS: u32 = 6;
+pub(super) const ATTEMPTS: u32 = 6;
 
 /// Exit codes from which on the agent could not do it, rather than would not.
 const UNAVAILABLE: u8 = 3;
@@ -101,8 +103,7 @@ impl Link {
                     // Also a way to ask how the device is.
                     self.is_asked.store(true, Relaxed);
                     self.news.notify_one();
-                    let number = change.headers.as_ref().and_then(|all| all.get("Nats-Sequence"));
-                    at_least = number.and_then(|text| text.as_str().parse().ok()).unwrap_or(0);
+                    at_least = number_of(&change);
                 }
                 _ = connected.changed() => {}
                 () = sleep(by_chance(again)) => {}
@@ -216,7 +217,8 @@ impl Link {
             let message = format!("the bundle lies at {}, which is not for this device", bundle.at);
             return Err((Outcome::Refused, message));
         }
-        let file = bundles::fetch(&self.connection.client, bundle, &self.folder).await;
+        let client = &self.connection.client;
+        let file = chunks::fetch(client, Kind::Bundle, bundle, &self.folder).await;
         let file = file.map_err(|error| (Outcome::Waiting, error.to_string()))?;
         let content = Content::file(file);
         let content = content.map_err(|error| (Outcome::Waiting, error.to_string()))?;
@@ -256,8 +258,14 @@ impl Link {
     }
 }
 
+/// The number of what has changed, if the servers say it.
+pub(super) fn number_of(change: &Message) -> u64 {
+    let number = change.headers.as_ref().and_then(|all| all.get("Nats-Sequence"));
+    number.and_then(|text| text.as_str().parse().ok()).unwrap_or(0)
+}
+
 /// What the agent's no means: it says no, or it could not be asked.
-fn refused(error: AskError) -> (Outcome, String) {
+pub(super) fn refused(error: AskError) -> (Outcome, String) {
     let outcome = match &error {
         AskError::Refused(refusal) if refusal.code < UNAVAILABLE => Outcome::Refused,
         _ => Outcome::Waiting,

@@ -140,7 +140,12 @@ impl Cluster {
 
     /// The operator's connection, once the servers have found each other and everything is made.
     pub async fn plant(&self) -> Plant {
-        let room = Room { replicas: self.nodes.len(), bundles: 1 << 30, events: 1 << 28 };
+        let room = Room {
+            replicas: self.nodes.len(),
+            bundles: 1 << 30,
+            catalogs: 1 << 28,
+            events: 1 << 28,
+        };
         loop {
             if let Ok(plant) = Plant::connect(&self.servers(), &self.files(OPERATOR)).await {
                 match plant.prepare(room).await {

@@ -1,5 +1,6 @@
 //! Real servers, and devices without gates.
 
+mod catalogs;
 pub(crate) mod cluster;
 mod permitted;
 mod scale;

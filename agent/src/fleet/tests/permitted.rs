@@ -11,10 +11,12 @@ use super::{LONG, cluster::Cluster, group, push, simulated};
 use crate::{
     api::tests::lab::{Pki, bundle},
     fleet::{
-        FleetError, bundles,
+        FleetError,
+        chunks::{self, Kind},
         connect::{Files, Waiting, connect},
         direct,
-        names::{self, BUNDLES, Target, WANTED_STREAM},
+        listing::Listed,
+        names::{self, BUNDLES, CATALOGS, Target, WANTED_STREAM},
         plant::Plant,
     },
 };
@@ -54,6 +56,20 @@ async fn a_device_has_its_own_and_nothing_else() {
     let chunk = format!("{}.x.0", group().bundles());
     let found = direct::last(&client, BUNDLES, &chunk).await.expect("answered");
     assert!(found.is_none(), "a chunk of its group that is not there");
+    for target in [&group(), &other, &own] {
+        let stored = plant.store_catalog(target, bundle(1000)).await.expect("stored");
+        let (sha256, bytes) = (stored.sha256, stored.bytes);
+        let listed =
+            Listed { name: "pump".into(), version: 1, sha256, bytes, digests: 1, withdrawn: 0 };
+        plant.list_catalogs(target, &[listed]).await.expect("listed");
+    }
+    let listed = |target: &Target| {
+        format!("$JS.API.DIRECT.GET.{WANTED_STREAM}.{}", target.catalogs_wanted())
+    };
+    assert!(ask(&client, &listed(&group())).await.is_some(), "its group's");
+    let chunk = format!("{}.x.0", group().catalogs());
+    let found = direct::last(&client, CATALOGS, &chunk).await.expect("answered");
+    assert!(found.is_none(), "a chunk of its group that is not there");
 
     // Reading what is another's, with every way of asking that the servers have.
     let any =
@@ -77,22 +93,48 @@ async fn a_device_has_its_own_and_nothing_else() {
         format!("$JS.API.DIRECT.GET.{BUNDLES}.portcullis.bundle.*.*.*.*"),
         format!("$JS.API.DIRECT.GET.{BUNDLES}.portcullis.bundle.>"),
         format!("$JS.API.DIRECT.GET.KV_{}.{}", names::STATUS, names::status("pump-3")),
+        listed(&other),
+        listed(&own),
+        any("catalogs.>"),
+        any("catalogs.*.*"),
+        any("catalogs.group.*"),
+        format!("$JS.API.DIRECT.GET.{CATALOGS}.{}.>", other.catalogs()),
+        format!("$JS.API.DIRECT.GET.{CATALOGS}.{}.x.0", own.catalogs()),
+        format!("$JS.API.DIRECT.GET.{CATALOGS}.portcullis.catalog.>"),
+        format!("$JS.API.DIRECT.GET.{CATALOGS}"),
+        format!("$JS.API.STREAM.MSG.GET.{CATALOGS}"),
+        format!("$JS.API.STREAM.PURGE.{CATALOGS}"),
+        // Where catalogs are, and by the name of the other stream.
+        format!("$JS.API.DIRECT.GET.{BUNDLES}.{}.x.0", group().catalogs()),
         // Writing what is another's.
         wanted(&group()).replace("$JS.API.DIRECT.GET.KV_portcullis-wanted.", ""),
         own.wanted(),
         names::status("pump-4"),
         names::events("pump-4"),
         format!("{}.x.0", group().bundles()),
+        format!("{}.x.0", group().catalogs()),
+        format!("{}.x.0", own.catalogs()),
+        group().catalogs_wanted(),
+        own.catalogs_wanted(),
+        Target::Device("pump-3".into()).catalogs_wanted(),
         group().changed(),
+        group().catalogs_changed(),
+        own.catalogs_changed(),
     ];
     for subject in &forbidden {
         let answer = ask(&client, subject).await;
         assert!(answer.is_none(), "{subject}: {answer:?}");
     }
     // Listening to what is another's.
-    for subject in
-        [">", "$KV.>", "portcullis.>", "portcullis.changed.>", "_INBOX.>", "_INBOX.pump-4.>"]
-    {
+    for subject in [
+        ">",
+        "$KV.>",
+        "portcullis.>",
+        "portcullis.changed.>",
+        "portcullis.changed.catalogs.>",
+        "_INBOX.>",
+        "_INBOX.pump-4.>",
+    ] {
         let mut heard = client.subscribe(subject).await.expect("said");
         client.flush().await.expect("said");
         plant.ask_for_reports(&[own.clone(), other.clone()]).await.expect("said");
@@ -117,13 +159,24 @@ async fn a_device_has_its_own_and_nothing_else() {
 
     // Servers answer wherever who asks wants it. Nothing of that becomes what is wanted, or a report.
     let before = plant.wanted(&own).await.expect("read");
-    for place in [own.wanted(), group().wanted(), names::status("pump-4"), own.bundles() + ".x.0"] {
+    let listed_before = plant.listing(&own).await.expect("read");
+    let places = [
+        own.wanted(),
+        group().wanted(),
+        own.catalogs_wanted(),
+        group().catalogs_wanted(),
+        names::status("pump-4"),
+        own.bundles() + ".x.0",
+        own.catalogs() + ".x.0",
+    ];
+    for place in places {
         let asked = client.publish_with_reply(wanted(&group()), place, Bytes::new()).await;
         asked.expect("said");
     }
     client.flush().await.expect("said");
     sleep(BRIEFLY).await;
     assert_eq!(plant.wanted(&own).await.expect("read"), before);
+    assert_eq!(plant.listing(&own).await.expect("read"), listed_before);
     let statuses = plant.statuses().await.expect("heard");
     let fourth = statuses.known().get("pump-4").expect("known");
     assert!(fourth.report.is_err(), "{fourth:?}");
@@ -157,15 +210,17 @@ async fn strangers_are_not_spoken_with() {
     let client = known.expect("a device of this plant").client;
     let folder = tempfile::tempdir().expect("a folder");
     let stored = plant.store(&group(), bundle(600_000)).await.expect("stored");
-    bundles::fetch(&client, &stored, folder.path()).await.expect("as it was stored");
+    chunks::fetch(&client, Kind::Bundle, &stored, folder.path()).await.expect("as it was stored");
     let operator = plant_client(&cluster).await;
     let chunk = format!("{}.{}.1", group().bundles(), stored.sha256);
-    operator.request(chunk, bundle(600_000 - bundles::CHUNK).slice(1..)).await.expect("stored");
-    let error = bundles::fetch(&client, &stored, folder.path()).await.expect_err("shorter");
+    operator.request(chunk, bundle(600_000 - chunks::CHUNK).slice(1..)).await.expect("stored");
+    let error =
+        chunks::fetch(&client, Kind::Bundle, &stored, folder.path()).await.expect_err("shorter");
     assert!(matches!(error, FleetError::Broken(_)), "{error}");
     let chunk = format!("{}.{}.0", group().bundles(), stored.sha256);
-    operator.request(chunk, Bytes::from(vec![7; bundles::CHUNK])).await.expect("stored");
-    let error = bundles::fetch(&client, &stored, folder.path()).await.expect_err("changed");
+    operator.request(chunk, Bytes::from(vec![7; chunks::CHUNK])).await.expect("stored");
+    let error =
+        chunks::fetch(&client, Kind::Bundle, &stored, folder.path()).await.expect_err("changed");
     assert!(matches!(error, FleetError::Broken(_)), "{error}");
     drop::<Plant>(plant);
 }

@@ -15,11 +15,13 @@ use crate::{
         routes::Routes,
         tests::lab::{self, Asked, Behaviour},
     },
+    catalog::shelf::Shelf,
     control::Request,
     fleet::{
         config::Config,
         link::{Link, Pace},
     },
+    policy::trust::PolicyTrust,
     run::sink::Line,
     sync::lock,
 };
@@ -60,20 +62,32 @@ impl Simulated {
 
     /// One of many.
     pub async fn start_with(config: Config, pace: Pace) -> Self {
-        Self::start_at(config, tempfile::tempdir().expect("a folder"), pace).await
+        Self::start_at(config, tempfile::tempdir().expect("a folder"), pace, None).await
     }
 
     /// With what a link before it has kept.
     pub async fn start_in(config: Config, folder: TempDir) -> Self {
-        Self::start_at(config, folder, PACE).await
+        Self::start_at(config, folder, PACE, None).await
     }
 
-    async fn start_at(config: Config, folder: TempDir, pace: Pace) -> Self {
+    /// The same, with an agent that keeps catalogs in the folder, if they count by `trust`.
+    pub async fn start_trusting(config: Config, folder: TempDir, trust: PolicyTrust) -> Self {
+        Self::start_at(config, folder, PACE, Some(trust)).await
+    }
+
+    async fn start_at(
+        config: Config,
+        folder: TempDir,
+        pace: Pace,
+        trust: Option<PolicyTrust>,
+    ) -> Self {
         let socket = folder.path().join("agent.sock");
         let (commands, receiver) = mpsc::channel(32);
         let (events, _) = broadcast::channel(64);
         let behaviour = Arc::<Behaviour>::default();
         *lock(&behaviour.health) = ("ok".into(), "ok".into());
+        let shelf = Shelf::new(folder.path().join("shelf"));
+        *lock(&behaviour.shelf) = trust.map(|trust| (shelf, trust));
         let agent = lab::agent(receiver, Arc::clone(&behaviour), events.clone());
         let link = Link::new(config.clone(), &socket, folder.path(), pace);
         let link = link.await.expect("good files");
@@ -99,6 +113,13 @@ impl Simulated {
         let mut asked = self.asked();
         asked.retain(|one| matches!(one.request, Request::Push { .. }));
         asked
+    }
+
+    /// Digests of the catalogs that were brought to it, one by one.
+    pub fn brought(&self) -> Vec<[u8; 32]> {
+        let mut asked = self.asked();
+        asked.retain(|one| matches!(one.request, Request::TakeCatalog { .. }));
+        asked.into_iter().filter_map(|one| one.bundle).collect()
     }
 
     /// Something happens on it; nobody may be following.

@@ -12,6 +12,7 @@ use crate::{
     event::human::{Named, Plain},
     fleet::{
         FleetError,
+        listing::{OfCatalog, State},
         plant::Seen,
         words::{Outcome as Result_, Report},
     },
@@ -59,8 +60,17 @@ pub fn status(args: &StatusArgs) -> Outcome {
         Ok::<_, FleetError>(statuses.known().clone())
     })??;
     let mut text = String::new();
-    let mut table =
-        output::table(&["device", "health", "mode", "policy", "agent", "said", "asked for", "why"]);
+    let mut table = output::table(&[
+        "device",
+        "health",
+        "mode",
+        "policy",
+        "agent",
+        "said",
+        "asked for",
+        "catalogs",
+        "why",
+    ]);
     for (device, seen) in &known {
         if args.json {
             let Seen { report, at, .. } = seen;
@@ -82,13 +92,13 @@ pub fn status(args: &StatusArgs) -> Outcome {
     Ok(if known.values().any(is_bad) { ExitCode::from(NO) } else { ExitCode::SUCCESS })
 }
 
-fn cells(seen: &Seen) -> [String; 7] {
+fn cells(seen: &Seen) -> [String; 8] {
     let said = format!("{:.0}", seen.at);
     let report = match &seen.report {
         Ok(report) => report,
-        Err(why) => return ["?", "", "", "", &said, "", why].map(str::to_owned),
+        Err(why) => return ["?", "", "", "", &said, "", "", why].map(str::to_owned),
     };
-    let Report { health, mode, policy, version, answered, checks, .. } = report;
+    let Report { health, mode, policy, version, answered, checks, catalogs, .. } = report;
     let policy = policy.as_ref().map(|policy| Named(policy).to_string());
     let asked = answered.as_ref().map(|answered| match (answered.result, answered.confirmed) {
         (Result_::Done, true) => "done",
@@ -97,6 +107,17 @@ fn cells(seen: &Seen) -> [String; 7] {
         (Result_::Waiting, _) => "waiting",
     });
     let message = answered.iter().filter_map(|answered| answered.message.clone());
+    let bad = |one: &&OfCatalog| one.state != State::Here;
+    let bad = catalogs
+        .iter()
+        .filter(bad)
+        .map(|one| format!("catalog {}: {}", one.name, one.message.as_deref().unwrap_or_default()));
+    let here = catalogs.iter().filter(|one| one.state == State::Here).count();
+    let here = match catalogs.len() {
+        0 => String::new(),
+        all if all == here => here.to_string(),
+        all => format!("{here} of {all}"),
+    };
     let found = checks.iter().map(|check| format!("{}: {}", check.title, check.found));
     [
         health.clone(),
@@ -105,7 +126,8 @@ fn cells(seen: &Seen) -> [String; 7] {
         version.clone().unwrap_or_default(),
         said,
         asked.unwrap_or_default().to_owned(),
-        message.chain(found).collect::<Vec<_>>().join("; "),
+        here,
+        message.chain(bad).chain(found).collect::<Vec<_>>().join("; "),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! `portcullis fleet`: devices through the servers of a fleet, also those that are away.
 
+mod catalogs;
 mod change;
 mod look;
 pub(super) mod staged;
@@ -35,6 +36,9 @@ pub enum Verb {
     Confirm(ConfirmArgs),
     /// Put in force what was before the last push, where that was done
     Rollback(RollbackArgs),
+    /// Give devices signed catalogs, which join their policies
+    #[command(subcommand)]
+    Catalogs(catalogs::Verb),
     /// Show how the devices are, as they said last
     Status(look::StatusArgs),
     /// Show what happened on the devices
@@ -95,6 +99,9 @@ pub struct PrepareArgs {
     /// Room for bundles, in MiB
     #[arg(long, value_name = "MIB", default_value = "4096")]
     bundles: u32,
+    /// Room for catalogs, in MiB
+    #[arg(long, value_name = "MIB", default_value = "1024")]
+    catalogs: u32,
     /// Room for events, in MiB; the oldest go when it is full
     #[arg(long, value_name = "MIB", default_value = "4096")]
     events: u32,
@@ -214,16 +221,18 @@ pub fn fleet(verb: &Verb) -> Outcome {
         Verb::Push(args) => staged::push(args),
         Verb::Confirm(args) => change::confirm(args),
         Verb::Rollback(args) => change::rollback(args),
+        Verb::Catalogs(verb) => catalogs::catalogs(verb),
         Verb::Status(args) => look::status(args),
         Verb::Events(args) => look::events(args),
     }
 }
 
 fn prepare(args: &PrepareArgs) -> Outcome {
-    let PrepareArgs { servers, replicas, bundles, events } = args;
+    let PrepareArgs { servers, replicas, bundles, catalogs, events } = args;
     let room = Room {
         replicas: usize::from(*replicas),
         bundles: u64::from(*bundles) << 20,
+        catalogs: u64::from(*catalogs) << 20,
         events: u64::from(*events) << 20,
     };
     wait_for(async { servers.plant().await?.prepare(room).await })??;

@@ -98,7 +98,7 @@ pub async fn roll_out(
 }
 
 /// The devices that are known to be meant.
-fn members(target: &Target, known: &BTreeMap<String, Seen>) -> Vec<String> {
+pub fn members(target: &Target, known: &BTreeMap<String, Seen>) -> Vec<String> {
     let is_meant = |name: &String, seen: &Seen| match target {
         Target::Device(device) => device == name,
         Target::Group(group) => {
