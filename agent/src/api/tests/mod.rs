@@ -69,6 +69,20 @@ async fn everybody_does_what_their_role_lets_them() {
 }
 
 #[tokio::test]
+async fn nobody_brings_or_takes_away_catalogs_over_the_network() {
+    let pki = Pki::new();
+    let fake = Fake::start(&pki).await;
+    let parcel = bundle(1000).into();
+    for ask in [Ask::TakeCatalog { parcel }, Ask::TakeCatalogAway { name: "pump".into() }] {
+        let answer = pki.client("policy-admin").ask_text(&fake.device, &ask).await;
+        let error = answer.expect_err("refused");
+        assert!(matches!(error, AskError::NotPermitted(_)), "{error}");
+    }
+    assert_eq!(fake.asked(), [], "nothing of it has reached the agent");
+    assert!(fake.refused_for("role").await.by.is_some(), "who it was is told");
+}
+
+#[tokio::test]
 async fn a_no_is_told_with_its_reason() {
     let pki = Pki::new();
     let fake = Fake::start(&pki).await;

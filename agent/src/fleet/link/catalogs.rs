@@ -156,7 +156,7 @@ impl Link {
     /// be tried again.
     async fn sync_catalogs(&self, synced: &mut Synced, at_least: u64) -> Result<bool, FleetError> {
         let found = self.lists(at_least).await?;
-        let before = synced.clone();
+        let before = (synced.seen.clone(), synced.refused.clone());
         let Together { wanted, is_complete, is_behind } = synced.take_in(&found);
         let here = self.asking.ask_json::<Here>(&self.here, &Ask::Status).await;
         let Ok(Here { policy, kept }) = here else { return Ok(false) };
@@ -190,7 +190,8 @@ impl Link {
                 }
             });
         }
-        if *synced != before
+        // A policy under which nothing was refused need not be remembered.
+        if (&synced.seen, &synced.refused) != (&before.0, &before.1)
             && let Err(error) = self.kept.keep_synced(synced)
         {
             // After a restart the agent is asked once more, and says the same.
