@@ -151,8 +151,13 @@ fn requests() {
     named("request");
 }
 
+#[test]
+fn words_of_a_fleets_servers() {
+    named("fleet");
+}
+
 /// So that none is forgotten here.
 #[test]
 fn there_are_no_others() {
-    assert_eq!(TARGETS.len(), 14);
+    assert_eq!(TARGETS.len(), 15);
 }

@@ -3,6 +3,8 @@
 
 #[path = "events.rs"]
 mod events;
+#[path = "fleet.rs"]
+mod fleet;
 #[path = "requests.rs"]
 mod requests;
 #[path = "usbguard.rs"]
@@ -40,7 +42,7 @@ pub struct Target {
 }
 
 /// Everything that is driven.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "policy", drive: policy },
     Target { name: "manifest", drive: manifest },
     Target { name: "cms", drive: cms },
@@ -55,6 +57,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "usbguard", drive: usbguard::drive },
     Target { name: "event", drive: events::drive },
     Target { name: "request", drive: requests::drive },
+    Target { name: "fleet", drive: fleet::drive },
 ];
 
 /// A policy's text. Every mistake has a place that is in the text.

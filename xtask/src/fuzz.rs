@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What can be driven: the folders of `fuzz/seeds`, which `fuzz/src/targets.rs` has by these names.
-const TARGETS: [&str; 14] = [
+const TARGETS: [&str; 15] = [
     "policy",
     "manifest",
     "cms",
@@ -34,6 +34,7 @@ const TARGETS: [&str; 14] = [
     "usbguard",
     "event",
     "request",
+    "fleet",
 ];
 
 /// What has the compiler count which way each input takes, and note what it compares.
