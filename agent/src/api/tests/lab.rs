@@ -326,10 +326,17 @@ pub fn bundle(length: usize) -> Bytes {
     (0..length).map(|n| u8::try_from(n % 251).unwrap_or_default()).collect()
 }
 
-/// As many descriptors as the machine lets us have.
-pub fn many_descriptors() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("up to the maximum");
+/// As many descriptors as the machine lets us have; how many that are.
+pub fn many_descriptors() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Root may have more than the maximum.
+    let most = limit.maximum.map(|maximum| maximum.max(1 << 18));
+    for most in [most, limit.maximum] {
+        if setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).is_ok() {
+            break;
+        }
+    }
+    let current = getrlimit(Resource::Nofile).current;
+    current.map_or(usize::MAX, |current| usize::try_from(current).unwrap_or(usize::MAX))
 }

@@ -61,8 +61,8 @@ impl Simulated {
     }
 
     /// One of many.
-    pub async fn start_with(config: Config, pace: Pace) -> Self {
-        Self::start_at(config, tempfile::tempdir().expect("a folder"), pace, None).await
+    pub async fn start_with(config: Config, folder: TempDir, pace: Pace) -> Self {
+        Self::start_at(config, folder, pace, None).await
     }
 
     /// With what a link before it has kept.
