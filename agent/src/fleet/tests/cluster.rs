@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_nats::ServerAddr;
+use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use crate::{
@@ -28,6 +29,40 @@ pub const OPERATOR: &str = "ann";
 pub struct Cluster {
     pub pki: Pki,
     nodes: Vec<Node>,
+}
+
+/// How servers are reached: their certificates and ports.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Way {
+    folder: PathBuf,
+    ports: Vec<u16>,
+}
+
+impl Way {
+    fn servers(&self) -> Vec<ServerAddr> {
+        let address = |port: &u16| config::server(&format!("tls://127.0.0.1:{port}"));
+        self.ports.iter().map(|port| address(port).expect("an address")).collect()
+    }
+
+    fn files(&self, name: &str) -> Files {
+        Files {
+            certificate: self.folder.join(format!("{name}.pem")),
+            key: self.folder.join(format!("{name}.key")),
+            ca: self.folder.join("ca.pem"),
+        }
+    }
+
+    /// What a device has in its file.
+    pub fn config(&self, device: &str, groups: &[String]) -> Config {
+        Config {
+            device: device.to_owned(),
+            groups: groups.to_vec(),
+            servers: self.servers(),
+            files: self.files(device),
+            user: String::new(),
+            events: true,
+        }
+    }
 }
 
 struct Node {
@@ -113,29 +148,23 @@ impl Cluster {
         server.wait().expect("gone");
     }
 
+    /// How to reach it, also from another process.
+    pub fn way(&self) -> Way {
+        let folder = self.pki.folder.path().to_owned();
+        Way { folder, ports: self.nodes.iter().map(|node| node.port).collect() }
+    }
+
     pub fn servers(&self) -> Vec<ServerAddr> {
-        let address = |node: &Node| config::server(&format!("tls://127.0.0.1:{}", node.port));
-        self.nodes.iter().map(|node| address(node).expect("an address")).collect()
+        self.way().servers()
     }
 
     pub fn files(&self, name: &str) -> Files {
-        Files {
-            certificate: self.pki.path(&format!("{name}.pem")),
-            key: self.pki.path(&format!("{name}.key")),
-            ca: self.pki.path("ca.pem"),
-        }
+        self.way().files(name)
     }
 
     /// What a device of the cluster has in its file.
     pub fn config(&self, device: &str, groups: &[String]) -> Config {
-        Config {
-            device: device.to_owned(),
-            groups: groups.to_vec(),
-            servers: self.servers(),
-            files: self.files(device),
-            user: String::new(),
-            events: true,
-        }
+        self.way().config(device, groups)
     }
 
     /// The operator's connection, once the servers have found each other and everything is made.
