@@ -19,7 +19,7 @@ use crate::{
     maps::{VERDICTS, active, is_mounted_device},
     overlay,
     report::{Report, report},
-    shield,
+    shield_files,
 };
 
 /// `S_IFBLK` (linux/stat.h).
@@ -55,7 +55,7 @@ fn opened(file: *const File, mode: u32) -> i32 {
             judge_device(file, inode)
         } else {
             forget_agent_file(inode);
-            shield::opened_for_writing(file, inode)
+            shield_files::opened_for_writing(file, inode)
         }
     }
 }
@@ -121,7 +121,7 @@ unsafe fn truncated(dentry: *const Dentry, inode: *mut Inode) -> i32 {
         overlay::note_write(inode);
         forget(inode);
         forget_agent_file(inode);
-        shield::written(dentry, inode)
+        shield_files::written(dentry, inode)
     }
 }
 

@@ -28,6 +28,7 @@ mod other_bpf;
 mod overlay;
 mod report;
 mod shield;
+mod shield_files;
 mod usb;
 mod usb_seen;
 

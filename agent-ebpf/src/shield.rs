@@ -34,9 +34,6 @@ const INIT: u32 = 1;
 /// `BPF_PROG_LOAD` and `BPF_LINK_GET_FD_BY_ID` (linux/bpf.h).
 const PROGRAM_LOAD: i32 = 5;
 const LINK_BY_ID: i32 = 30;
-/// `BPF_FS_MAGIC` and `PROC_SUPER_MAGIC` (linux/magic.h).
-const BPFFS: u64 = 0xcafe_4a11;
-const PROCFS: u64 = 0x9fa0;
 /// `ENOSYS` (asm-generic/errno.h).
 const ENOSYS: i32 = 38;
 /// `PR_SET_MM`, `PR_SET_MM_EXE_FILE` and `PR_SET_MM_MAP` (linux/prctl.h).
@@ -47,8 +44,6 @@ const SET_MM_MAP: u64 = 14;
 const REMOUNT: u64 = 1 << 5;
 const BIND: u64 = 1 << 12;
 const PROPAGATION: u64 = 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20;
-
-const FTRACE_ENABLED: Name = name(b"ftrace_enabled");
 
 /// `int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred
 /// *cred)`, 5.10 to 7.2: kill, tgkill, pidfds and the rest of what processes send.
@@ -111,84 +106,6 @@ pub fn shield_posing(ctx: LsmContext) -> i32 {
     match attempted(Reason::AgentMemory) {
         0 => -ENOSYS,
         refused => refused,
-    }
-}
-
-/// `int inode_unlink(struct inode *dir, struct dentry *dentry)`, 5.10 to 7.2.
-#[lsm(hook = "inode_unlink")]
-pub fn shield_unlink(ctx: LsmContext) -> i32 {
-    let folder: *const Inode = ctx.arg(0);
-    // SAFETY: the hook's arguments.
-    unsafe {
-        let filesystem = inode_filesystem(folder);
-        if let Some(reason) = guard_of(folder, filesystem) {
-            return changed(folder, ctx.arg(1), reason);
-        }
-        let entry: *const Dentry = ctx.arg(1);
-        if is_state_device(filesystem.device)
-            && guarded_of(dentry_inode(entry), filesystem.device) & FileId::CLOSED != 0
-        {
-            return changed(folder, entry, Reason::AgentState);
-        }
-        0
-    }
-}
-
-/// `int inode_rename(struct inode *old_dir, struct dentry *old_dentry, struct inode *new_dir, struct
-/// dentry *new_dentry)`, 5.10 to 7.2.
-#[lsm(hook = "inode_rename")]
-pub fn shield_rename(ctx: LsmContext) -> i32 {
-    let (from, old): (*const Inode, *const Dentry) = (ctx.arg(0), ctx.arg(1));
-    // Renaming does not leave a filesystem.
-    // SAFETY: the hook's arguments.
-    unsafe {
-        let filesystem = inode_filesystem(from);
-        let reason = match guard_of(from, filesystem) {
-            Some(reason) => Some(reason),
-            None => guard_of(ctx.arg(2), filesystem),
-        };
-        if let Some(reason) = reason {
-            return changed(from, old, reason);
-        }
-        let new: *const Dentry = ctx.arg(3);
-        let guarded = |entry| guarded_of(dentry_inode(entry), filesystem.device);
-        let on_the_way = guarded(old) | guarded(new);
-        if on_the_way & FileId::ON_THE_WAY != 0 {
-            return changed(from, old, Reason::GatePins);
-        }
-        0
-    }
-}
-
-/// Why nobody changes what lies in a folder; none if anybody may.
-///
-/// # Safety
-/// `folder` is a kernel pointer that the verifier tracks, on that filesystem.
-#[inline(always)]
-unsafe fn guard_of(folder: *const Inode, filesystem: Filesystem) -> Option<Reason> {
-    // SAFETY: by the contract.
-    unsafe {
-        let reason = if filesystem.magic == BPFFS {
-            Reason::GatePins
-        } else if is_state_device(filesystem.device) {
-            Reason::AgentState
-        } else {
-            return None;
-        };
-        (guarded_of(folder, filesystem.device) & FileId::CLOSED != 0).then_some(reason)
-    }
-}
-
-/// `int inode_create(struct inode *dir, struct dentry *dentry, umode_t mode)`, 5.10 to 7.2.
-#[lsm(hook = "inode_create")]
-pub fn shield_create(ctx: LsmContext) -> i32 {
-    let folder: *const Inode = ctx.arg(0);
-    // SAFETY: the hook's arguments.
-    unsafe {
-        match guard_of(folder, inode_filesystem(folder)) {
-            Some(reason) => changed(folder, ctx.arg(1), reason),
-            None => 0,
-        }
     }
 }
 
@@ -291,87 +208,8 @@ fn reached() -> i32 {
     if is_agent() || runs_agent_program() { 0 } else { attempted(Reason::GateObjects) }
 }
 
-/// A file was opened for writing: one by which the kernel is told not to call programs any more, or one
-/// that the agent keeps its state in.
-///
-/// # Safety
-/// `file` is the hook's own pointer, and `inode` its inode.
-#[inline(always)]
-pub unsafe fn opened_for_writing(file: *const File, inode: *const Inode) -> i32 {
-    if !has_short_names() {
-        return 0;
-    }
-    // SAFETY: by the contract.
-    unsafe {
-        let filesystem = inode_filesystem(inode);
-        if filesystem.magic != PROCFS {
-            return written_on(filesystem, path_dentry(file_path(file)), inode);
-        }
-        let dentry = path_dentry(file_path(file));
-        if FTRACE_ENABLED.is(&short_name(dentry)) {
-            changed(inode, dentry, Reason::GateSwitch)
-        } else {
-            0
-        }
-    }
-}
-
-/// A file is written or truncated: maybe one that the agent keeps its state in.
-///
-/// # Safety
-/// `dentry` and `inode` are kernel pointers that the verifier tracks, of the same file.
-#[inline(always)]
-pub unsafe fn written(dentry: *const Dentry, inode: *const Inode) -> i32 {
-    if !has_short_names() {
-        return 0;
-    }
-    // SAFETY: by the contract.
-    unsafe { written_on(inode_filesystem(inode), dentry, inode) }
-}
-
-/// # Safety
-/// As for [`written`], and the filesystem is that of both.
-#[inline(always)]
-unsafe fn written_on(filesystem: Filesystem, dentry: *const Dentry, inode: *const Inode) -> i32 {
-    // SAFETY: by the contract; an entry always has a parent, which may be itself.
-    unsafe {
-        let device = filesystem.device;
-        if !is_state_device(device) {
-            return 0;
-        }
-        let folder = dentry_inode(dentry_parent(dentry));
-        // Of a variable of the firmware only the file itself is guarded.
-        if (guarded_of(folder, device) | guarded_of(inode, device)) & FileId::CLOSED != 0 {
-            changed(inode, dentry, Reason::AgentState)
-        } else {
-            0
-        }
-    }
-}
-
 /// Somebody attacks what is no file.
 #[inline(never)]
 fn attempted(reason: Reason) -> i32 {
     judge_without_file(Gate::Shield, Kinds::NONE, reason)
-}
-
-/// Somebody would change a file that is guarded.
-///
-/// # Safety
-/// `inode` and `dentry` are kernel pointers that the verifier tracks; `inode` is the file's, or its
-/// folder's.
-#[inline(never)]
-unsafe fn changed(inode: *const Inode, dentry: *const Dentry, reason: Reason) -> i32 {
-    let active = active();
-    if active == Active::NONE || is_agent() {
-        return 0;
-    }
-    let outcome = outcome(active, true);
-    count_outcome(Gate::Shield, outcome, reason);
-    let hook = Hook { gate: Gate::Shield, sleeps: false, hashes: false };
-    let appraisal = Appraisal::new(active);
-    let told = Report { hook, outcome, reason, wanted: Kinds::NONE, appraisal: &appraisal };
-    // SAFETY: by the contract.
-    unsafe { report_with_names(&told, inode, dentry) };
-    instructions::refusal(outcome as u8 == Outcome::Deny as u8)
 }

@@ -21,6 +21,46 @@ fn ioctl(file: &File, request: libc::c_ulong, words: &mut [u64], name: &str) -> 
     Ok(())
 }
 
+/// What a program of 32 bits asks of a file, with one integer: such a system call is open to everybody
+/// (`int 0x80`), and the kernel has an entry of its own for it (`compat_sys_ioctl`).
+pub fn ioctl_32(file: &File, request: u32, value: u32) -> std::io::Result<()> {
+    /// `__NR_ioctl` of 32 bits (asm/unistd_32.h).
+    const IOCTL: u32 = 54;
+    let size = size_of::<u32>();
+    // Where such a program's pointers reach.
+    // SAFETY: maps fresh memory.
+    let place = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            size,
+            rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+            rustix::mm::MapFlags::PRIVATE | rustix::mm::MapFlags::from_bits_retain(MAP_32BIT),
+        )?
+    };
+    // SAFETY: the mapping has room for it.
+    unsafe { place.cast::<u32>().write(value) };
+    let answer: i32;
+    // SAFETY: the kernel reads one integer at `place`. It keeps all registers but the answer's; those of
+    // 64-bit programs beyond r7 it may clear.
+    unsafe {
+        std::arch::asm!(
+            "xchg {file}, rbx",
+            "int 0x80",
+            "xchg {file}, rbx",
+            file = inout(reg) u64::from(file.as_raw_fd().unsigned_abs()) => _,
+            inlateout("eax") IOCTL => answer,
+            in("ecx") request,
+            in("edx") place.addr(),
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+        rustix::mm::munmap(place, size)?;
+    }
+    if answer < 0 { Err(Error::from_raw_os_error(-answer)) } else { Ok(()) }
+}
+
+/// `MAP_32BIT` (asm/mman.h).
+const MAP_32BIT: u32 = 0x40;
+
 /// Where on its disk the beginning of a file lies, in bytes.
 pub fn place_on_disk(file: &File) -> Result<u64> {
     /// `FS_IOC_FIEMAP` (linux/fs.h).

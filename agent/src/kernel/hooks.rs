@@ -32,7 +32,7 @@ pub const EARLY_INTERPRETER_GATE: &str = "gate_interpreter_early";
 
 /// The hooks in the order in which they are attached: what deletes verdicts comes before what
 /// makes them.
-const HOOKS: [Hook; 27] = [
+const HOOKS: [Hook; 36] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
@@ -43,12 +43,21 @@ const HOOKS: [Hook; 27] = [
     hook("note_program", "bprm_committed_creds", Some(Gate::Interpreter)),
     hook("gate_usb", "file_permission", Some(Gate::Usb)),
     hook("gate_usb_ioctl", "file_ioctl", Some(Gate::Usb)),
+    hook("gate_usb_ioctl_compat", "file_ioctl_compat", Some(Gate::Usb)),
     hook("shield_signal", "task_kill", Some(Gate::Shield)),
     hook("shield_memory", "ptrace_access_check", Some(Gate::Shield)),
     hook("shield_posing", "task_prctl", Some(Gate::Shield)),
     hook("shield_unlink", "inode_unlink", Some(Gate::Shield)),
     hook("shield_rename", "inode_rename", Some(Gate::Shield)),
     hook("shield_create", "inode_create", Some(Gate::Shield)),
+    hook("shield_link", "inode_link", Some(Gate::Shield)),
+    hook("shield_symlink", "inode_symlink", Some(Gate::Shield)),
+    hook("shield_mkdir", "inode_mkdir", Some(Gate::Shield)),
+    hook("shield_rmdir", "inode_rmdir", Some(Gate::Shield)),
+    hook("shield_mknod", "inode_mknod", Some(Gate::Shield)),
+    hook("shield_flags", "file_ioctl", Some(Gate::Shield)),
+    hook("shield_flags_compat", "file_ioctl_compat", Some(Gate::Shield)),
+    hook("shield_attributes", "inode_file_setattr", Some(Gate::Shield)),
     hook("shield_umount", "sb_umount", Some(Gate::Shield)),
     hook("shield_mount", "sb_mount", Some(Gate::Shield)),
     hook("shield_move_mount", "move_mount", Some(Gate::Shield)),
@@ -63,19 +72,28 @@ const HOOKS: [Hook; 27] = [
 ];
 
 /// The same where the agent hashes: nothing there can sleep.
-const APPRAISED_HOOKS: [Hook; 22] = [
+const APPRAISED_HOOKS: [Hook; 31] = [
     hook("invalidate_file_open", "file_open", Some(Gate::Device)),
     hook("invalidate_path_truncate", "path_truncate", None),
     hook("invalidate_file_truncate", "file_truncate", None),
     hook("gate_memory", "file_mprotect", Some(Gate::Memory)),
     hook("gate_usb", "file_permission", Some(Gate::Usb)),
     hook("gate_usb_ioctl", "file_ioctl", Some(Gate::Usb)),
+    hook("gate_usb_ioctl_compat", "file_ioctl_compat", Some(Gate::Usb)),
     hook("shield_signal", "task_kill", Some(Gate::Shield)),
     hook("shield_memory", "ptrace_access_check", Some(Gate::Shield)),
     hook("shield_posing", "task_prctl", Some(Gate::Shield)),
     hook("shield_unlink", "inode_unlink", Some(Gate::Shield)),
     hook("shield_rename", "inode_rename", Some(Gate::Shield)),
     hook("shield_create", "inode_create", Some(Gate::Shield)),
+    hook("shield_link", "inode_link", Some(Gate::Shield)),
+    hook("shield_symlink", "inode_symlink", Some(Gate::Shield)),
+    hook("shield_mkdir", "inode_mkdir", Some(Gate::Shield)),
+    hook("shield_rmdir", "inode_rmdir", Some(Gate::Shield)),
+    hook("shield_mknod", "inode_mknod", Some(Gate::Shield)),
+    hook("shield_flags", "file_ioctl", Some(Gate::Shield)),
+    hook("shield_flags_compat", "file_ioctl_compat", Some(Gate::Shield)),
+    hook("shield_attributes", "inode_file_setattr", Some(Gate::Shield)),
     hook("shield_umount", "sb_umount", Some(Gate::Shield)),
     hook("shield_mount", "sb_mount", Some(Gate::Shield)),
     hook("shield_move_mount", "move_mount", Some(Gate::Shield)),
@@ -88,6 +106,9 @@ const APPRAISED_HOOKS: [Hook; 22] = [
     hook("gate_exec_appraised", "bprm_check_security", Some(Gate::Exec)),
 ];
 
+/// Hooks that not every supported kernel has, and whose programs are not needed where they are missing.
+pub const NEWER_HOOKS: [&str; 3] = ["file_truncate", "file_ioctl_compat", "inode_file_setattr"];
+
 /// The hooks that this kernel has and needs.
 #[must_use]
 pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
@@ -97,7 +118,7 @@ pub fn hooks_for(layout: &Layout, settings: &Settings) -> Vec<Hook> {
     };
     let interpreters = settings.interpreters && layout.can_judge_scripts;
     let has = |hook: &&Hook| match hook.program {
-        "invalidate_file_truncate" => layout.has_file_truncate,
+        _ if NEWER_HOOKS.contains(&hook.hook) && !layout.newer_hooks.contains(&hook.hook) => false,
         "gate_exec_check" => layout.has_exec_check,
         "gate_interpreter" => interpreters && layout.has_file_post_open,
         EARLY_INTERPRETER_GATE => interpreters && !layout.has_file_post_open,

@@ -51,8 +51,8 @@ pub struct Layout {
     pub has_fsverity: bool,
     /// The kernel's function that gives this digest, where it has to be asked.
     pub fsverity_call: Option<u32>,
-    /// Whether the LSM hook `file_truncate` exists (from 6.2).
-    pub has_file_truncate: bool,
+    /// The LSM hooks that exist, of those that not every kernel has.
+    pub newer_hooks: Vec<&'static str>,
     /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
     pub has_exec_check: bool,
     /// Who works out digests.
@@ -137,7 +137,10 @@ impl Layout {
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_short_names: short_name.is_ok(),
-            has_file_truncate: btf.has_function("bpf_lsm_file_truncate"),
+            newer_hooks: hooks::NEWER_HOOKS
+                .into_iter()
+                .filter(|hook| btf.has_function(&format!("bpf_lsm_{hook}")))
+                .collect(),
             hashing,
             // Since the counter came (5.12) and before this function was split off, every program
             // was protected from recursion by being skipped, security programs too.

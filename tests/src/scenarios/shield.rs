@@ -6,7 +6,11 @@ use std::{
     io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::process::{CommandExt as _, ExitStatusExt as _},
+        unix::{
+            fs::symlink,
+            net::UnixListener,
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -14,6 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::{
+    fs::{FileType, Mode},
     mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{
         Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open,
@@ -25,13 +30,17 @@ use super::{base_policy, fresh, shield_bpf};
 use crate::{
     agent::{Agent, expect, json, text},
     attack::{Attempt, evil, exec_path, install, is_old_kernel, note},
-    events,
+    events, raw,
 };
 
 const PINS: &str = "/sys/fs/bpf/portcullis";
 const BINARY: &str = "/usr/bin/portcullis";
 const STATE: &str = "/var/lib/portcullis/bundles";
 const KEPT: &str = "kept";
+const EMPTY: &str = "empty";
+/// `FS_IMMUTABLE_FL` and `FS_IOC32_SETFLAGS` (linux/fs.h).
+const IMMUTABLE: u32 = 0x10;
+const SET_FLAGS_32: u32 = 0x4004_6602;
 const RUNTIME: &str = "/run/portcullis";
 const SOCKET: &str = "/run/portcullis/agent.sock";
 const FTRACE: &str = "/proc/sys/kernel/ftrace_enabled";
@@ -52,6 +61,7 @@ pub fn attacked() -> Result<()> {
     let policy = base_policy(&[&newer])?;
     fs::create_dir_all(STATE)?;
     fs::write(Path::new(STATE).join(KEPT), "mine")?;
+    fs::create_dir_all(Path::new(STATE).join(EMPTY))?;
 
     let agent = Agent::start(&policy, "audit", &[])?;
     let pid = agent.pid();
@@ -341,6 +351,87 @@ fn of_gates() -> Result<Vec<Attack<'static>>> {
             }),
         ),
         (
+            "a second name for the agent's state",
+            "agent-state",
+            Box::new(|| {
+                let second = Path::new("/var/lib/second");
+                fs::hard_link(Path::new(STATE).join(KEPT), second)?;
+                let written = OpenOptions::new().append(true).open(second).map(drop);
+                fs::remove_file(second).and(written)
+            }),
+        ),
+        (
+            "a file's second name among the agent's state",
+            "agent-state",
+            Box::new(|| {
+                let (own, second) = (Path::new("/var/lib/own"), Path::new(STATE).join("second"));
+                File::create(own)?;
+                fs::hard_link(own, &second).and_then(|()| fs::remove_file(&second))
+            }),
+        ),
+        (
+            "a symbolic link among the agent's state",
+            "agent-state",
+            Box::new(|| {
+                let link = Path::new(STATE).join("link");
+                symlink("/etc", &link).and_then(|()| fs::remove_file(&link))
+            }),
+        ),
+        (
+            "a folder among the agent's state",
+            "agent-state",
+            Box::new(|| {
+                let folder = Path::new(STATE).join("folder");
+                fs::create_dir(&folder).and_then(|()| fs::remove_dir(&folder))
+            }),
+        ),
+        (
+            "removing a folder of the agent's state",
+            "agent-state",
+            Box::new(|| {
+                let folder = Path::new(STATE).join(EMPTY);
+                fs::remove_dir(&folder).and_then(|()| fs::create_dir(&folder))
+            }),
+        ),
+        (
+            "a pipe among the agent's state",
+            "agent-state",
+            Box::new(|| {
+                let pipe = Path::new(STATE).join("pipe");
+                let (kind, mode) = (FileType::Fifo, Mode::RWXU);
+                rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0)?;
+                fs::remove_file(&pipe)
+            }),
+        ),
+        (
+            "a socket in the runtime folder",
+            "agent-state",
+            Box::new(|| {
+                let socket = Path::new(RUNTIME).join("other.sock");
+                UnixListener::bind(&socket)?;
+                fs::remove_file(&socket)
+            }),
+        ),
+        (
+            "making the agent's state immutable",
+            "agent-state",
+            Box::new(|| {
+                immutable(&|file, flags| {
+                    let value = u64::from(flags);
+                    // SAFETY: the descriptor is open, and the kernel reads an integer.
+                    let done = unsafe {
+                        libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const value)
+                    };
+                    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+                })
+            }),
+        ),
+        (
+            "the same as a program of 32 bits",
+            "agent-state",
+            Box::new(|| immutable(&|file, flags| raw::ioctl_32(file, SET_FLAGS_32, flags))),
+        ),
+        (
             "another socket in the agent's place",
             "agent-state",
             Box::new(|| {
@@ -377,6 +468,19 @@ fn of_gates() -> Result<Vec<Attack<'static>>> {
             Box::new(|| OpenOptions::new().write(true).open(FTRACE).map(drop)),
         ),
     ])
+}
+
+/// Makes a file of the state immutable, and lets go of it again. Filesystems without such flags answer so,
+/// which shows that nobody has stopped it before.
+fn immutable(command: &dyn Fn(&File, u32) -> io::Result<()>) -> io::Result<()> {
+    let file = File::open(Path::new(STATE).join(KEPT))?;
+    for flags in [IMMUTABLE, 0] {
+        match command(&file, flags) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 fn there_and_back(from: &Path, to: &Path) -> io::Result<()> {
