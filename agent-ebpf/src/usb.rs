@@ -81,12 +81,26 @@ fn written(file: *const File) -> i32 {
 /// `int file_ioctl(struct file *file, unsigned int cmd, unsigned long arg)`, 5.10 to 7.2.
 #[lsm(hook = "file_ioctl")]
 pub fn gate_usb_ioctl(ctx: LsmContext) -> i32 {
-    let command: u32 = ctx.arg(1);
+    // SAFETY: the hook's first argument is a `struct file *`.
+    unsafe { commanded(ctx.arg(0), ctx.arg(1)) }
+}
+
+/// `int file_ioctl_compat(struct file *file, unsigned int cmd, unsigned long arg)`, from 6.8 and in the
+/// later releases of those before: the system calls of programs of 32 bits, which everybody can make.
+#[lsm(hook = "file_ioctl_compat")]
+pub fn gate_usb_ioctl_compat(ctx: LsmContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { commanded(ctx.arg(0), ctx.arg(1)) }
+}
+
+/// # Safety
+/// `file` is a `struct file *` that the verifier tracks.
+#[inline(always)]
+unsafe fn commanded(file: *const File, command: u32) -> i32 {
     if command != SET_CONFIGURATION || !is_in_force() {
         return 0;
     }
-    let file: *const File = ctx.arg(0);
-    // SAFETY: the hook's first argument is a `struct file *`.
+    // SAFETY: by the contract.
     unsafe {
         let inode = file_inode(file);
         let is_usb = inode_mode(inode) & FILE_TYPE == CHARACTER_DEVICE

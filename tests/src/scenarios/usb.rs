@@ -19,6 +19,7 @@ use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json},
     events,
     gadget::{DEVICES, Function, Gadget, prepare},
+    raw,
     ring::Ring,
 };
 
@@ -290,7 +291,7 @@ pub fn guarded() -> Result<()> {
     // Files of sysfs that have no say in it.
     write(&device.join("power/control"), "on").context("another file of the device")?;
     let status = json(&["status", "--json"])?;
-    ensure!(status["usb"]["held"] == 1 && status["usb"]["refused"] == 12, "{}", status["usb"]);
+    ensure!(status["usb"]["held"] == 1 && status["usb"]["refused"] == 13, "{}", status["usb"]);
 
     // Being the program is no authority.
     let copied = Command::new("/usr/bin/portcullis").args(["usb", "list"]).output()?;
@@ -342,6 +343,13 @@ fn through_usbfs(evil: &Gadget) -> Result<()> {
     let refused = ask(SET_CONFIGURATION, 1);
     ensure!(refused == Some(libc::EPERM), "choosing a configuration: {refused:?}");
     events::wait_for(mark, "the ioctl", |event| {
+        event["gate"] == "usb" && event["outcome"] == "deny"
+    })?;
+    let mark = events::mark()?;
+    let refused =
+        raw::ioctl_32(&device, 0x8004_5505, 1).err().and_then(|error| error.raw_os_error());
+    ensure!(refused == Some(libc::EPERM), "the same as a program of 32 bits: {refused:?}");
+    events::wait_for(mark, "the ioctl of 32 bits", |event| {
         event["gate"] == "usb" && event["outcome"] == "deny"
     })?;
     // The kernel's own answer: what has no configuration has no interfaces.
