@@ -15,7 +15,7 @@ use super::{Ready, Receiver, fields::fields};
 /// `AUDIT_USER_AVC`: the kernel passes it on even if audit is off.
 const USER_AVC: u16 = 1107;
 /// `AUDIT_USER_MAC_POLICY_LOAD`.
-const USER_MAC_POLICY_LOAD: u16 = 1109;
+const USER_MAC_POLICY_LOAD: u16 = 2310;
 /// `AUDIT_USER_DEVICE`.
 const USER_DEVICE: u16 = 1137;
 

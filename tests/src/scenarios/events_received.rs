@@ -18,6 +18,7 @@ use super::{fresh, metrics};
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
     attack::{evil, exec_path, install},
+    gadget::{self, Function, Gadget},
     pki::Pki,
 };
 
@@ -203,6 +204,7 @@ pub fn received_by_all() -> Result<()> {
     let _syslog_ng = syslog_ng()?;
     let first = rsyslog()?;
     let policy = Policy::of(fresh("/root/policy")?, &["/usr/bin/portcullis"])?;
+    policy.append("\n[usb]\n")?;
     let agent = Agent::start(&policy, "audit", &["--state", STATE, "--metrics", NUMBERS])?;
     let program = |name: &str| -> Result<PathBuf> {
         let path = Path::new("/root/received").join(name);
@@ -219,6 +221,7 @@ pub fn received_by_all() -> Result<()> {
     journal(&early)?;
     audited(&early)?;
     near(&early)?;
+    changes_audited(&policy)?;
 
     drop(first);
     let mut late = early.clone();
@@ -268,14 +271,36 @@ fn journal(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A refusal, found in the kernel's audit.
 fn audited(path: &Path) -> Result<()> {
-    let wanted = format!("exe_path=\"{}\"", path.display());
+    found_by_ausearch("USER_AVC", &["op=would-deny", &format!("exe_path=\"{}\"", path.display())])
+}
+
+/// So are a change of the policy and a USB device that the former speaks of.
+fn changes_audited(policy: &Policy) -> Result<()> {
+    gadget::prepare()?;
+    let other =
+        "[[usb.allow]]\nid = \"0781:5581\"\nserial = \"ELSE1\"\ninterfaces = [\"08:06:50\"]\n";
+    policy.append(other)?;
+    expect(0, &["policy", "reload"])?;
+    found_by_ausearch(
+        "USER_MAC_POLICY_LOAD",
+        &["op=policy", "type=policy-changed", "res=success"],
+    )?;
+    let _stick = Gadget::plug("AUDITED1", &[Function::Storage])?;
+    found_by_ausearch("USER_DEVICE", &["op=usb", "AUDITED1"])
+}
+
+/// Whether the kernel's audit has a record of this type with all of this in it.
+fn found_by_ausearch(kind: &str, wanted: &[&str]) -> Result<()> {
     let ausearch = format!("{RECEIVERS}/sbin/ausearch");
-    until("the audit record", || {
-        let text = output_of(&ausearch, &["-m", "USER_AVC", "-if", "/var/log/audit/audit.log"])?;
-        Ok(text.contains(&wanted).then_some(()))
-    })?;
-    println!("  found by ausearch");
+    let look = |kind| output_of(&ausearch, &["-m", kind, "-if", "/var/log/audit/audit.log"]);
+    let found = until(&format!("the audit record {kind}"), || {
+        let is_it = |line: &str| wanted.iter().all(|word| line.contains(word));
+        Ok(look(kind)?.lines().any(is_it).then_some(()))
+    });
+    found.with_context(|| format!("there are: {}", look(kind).unwrap_or_default()))?;
+    println!("  found by ausearch: {kind}");
     Ok(())
 }
 
