@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod cli;
 pub mod control;
 pub mod deployment;
+pub mod door;
 mod durable;
 pub mod event;
 pub mod fleet;

@@ -75,6 +75,13 @@ impl Policy {
     }
 }
 
+/// The resident memory of a process in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 /// A path as text.
 pub fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is not UTF-8")
@@ -156,9 +163,7 @@ impl Agent {
 
     /// Its resident memory in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        resident_kib(self.pid())
     }
 
     /// Ends it with `portcullis stop`, which takes the gates down too.

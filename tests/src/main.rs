@@ -6,6 +6,7 @@ mod bench;
 mod console;
 mod demo;
 mod dm;
+mod door;
 mod elf;
 mod events;
 mod faults;

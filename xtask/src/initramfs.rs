@@ -110,9 +110,10 @@ pub fn write(contents: &Contents<'_>, out: &Path) -> Result<()> {
     symlink("../bin/portcullis-guest", root.join("sbin/init"))?;
     fs::write(
         root.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n\
+         portcullis-network:x:990:990::/:/bin/false\n",
     )?;
-    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\nportcullis-network:x:990:\n")?;
 
     copy(&contents.built.guest, &root.join("usr/bin/portcullis-guest"))?;
     symlink("/usr/bin/portcullis-guest", root.join("init"))?;

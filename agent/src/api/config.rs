@@ -1,4 +1,4 @@
-//! What `[api]` in the device's file says: where the agent listens, and who may do what.
+//! What `[api]` in the device's file says: where the device listens, and who may do what.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,10 @@ use crate::{
     policy::bundle::{parse_device_file, placed, read_device_file},
 };
 
-/// Where the agent listens, and who may do what.
+/// Who runs the door, where nobody else is named.
+pub const USER: &str = "portcullis-network";
+
+/// Where the device's door to the network listens, and who may do what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The address and port.
@@ -27,6 +30,8 @@ pub struct Config {
     pub key: PathBuf,
     /// The certificates that sign those of clients, in PEM.
     pub client_ca: PathBuf,
+    /// The user who runs the door.
+    pub user: String,
     /// Whose certificate has which role. The first that fits decides.
     pub clients: Vec<Client>,
 }
@@ -55,6 +60,7 @@ struct Table {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+    user: Option<String>,
     #[serde(default)]
     client: Vec<Spanned<ClientTable>>,
 }
@@ -87,7 +93,7 @@ impl Config {
         let file: DeviceFile = parse_device_file(path, text, HELP)?;
         let Some(table) = file.api else { return Ok(None) };
         let place = table.span();
-        let Table { listen, certificate, key, client_ca, client } = table.into_inner();
+        let Table { listen, certificate, key, client_ca, user, client } = table.into_inner();
         let address = listen.get_ref().parse().map_err(|_| {
             wrong(
                 listen.span(),
@@ -121,7 +127,8 @@ impl Config {
             }
             clients.push(client);
         }
-        Ok(Some(Self { listen: address, certificate, key, client_ca, clients }))
+        let user = user.unwrap_or_else(|| USER.to_owned());
+        Ok(Some(Self { listen: address, certificate, key, client_ca, user, clients }))
     }
 
     /// The entry for a certificate with these names.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::interval};
 
 use super::Told;
 use crate::{event::AccessRefused, sync::lock};
@@ -15,31 +15,74 @@ use crate::{event::AccessRefused, sync::lock};
 /// At most one record of each reason in this time.
 const EVERY: Duration = Duration::from_secs(10);
 
-#[derive(Default)]
-struct Reason {
+/// Somebody who was refused, or many of whom this is the latest.
+pub trait Refused {
+    /// Why, as a stable word.
+    fn reason(&self) -> &'static str;
+
+    /// How many.
+    fn count(&mut self) -> &mut u64;
+}
+
+impl Refused for AccessRefused {
+    fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    fn count(&mut self) -> &mut u64 {
+        &mut self.count
+    }
+}
+
+struct Reason<R> {
     told: Option<Instant>,
     /// The latest, with how many there were since the last record.
-    waiting: Option<AccessRefused>,
+    waiting: Option<R>,
 }
+
+impl<R> Default for Reason<R> {
+    fn default() -> Self {
+        Self { told: None, waiting: None }
+    }
+}
+
+/// Tells of a record, or gives it back if that cannot be done now.
+type Tell<R> = Box<dyn Fn(R) -> Result<(), R> + Send + Sync>;
 
 /// Who was refused.
-pub struct Refusals {
-    tell: mpsc::Sender<Told>,
-    reasons: Mutex<HashMap<&'static str, Reason>>,
+pub struct Refusals<R> {
+    tell: Tell<R>,
+    reasons: Mutex<HashMap<&'static str, Reason<R>>>,
 }
 
-impl Refusals {
-    /// Tells of them there.
-    pub fn new(tell: mpsc::Sender<Told>) -> Self {
+impl Refusals<AccessRefused> {
+    /// Tells the agent's loop of them.
+    pub fn of_agent(tell: mpsc::Sender<Told>) -> Self {
+        Self::new(Box::new(move |refused| {
+            tell.try_send(Told::Refused(Box::new(refused))).or_else(|error| {
+                match error.into_inner() {
+                    Told::Refused(refused) => Err(*refused),
+                    Told::Check(_) => Ok(()),
+                }
+            })
+        }))
+    }
+}
+
+impl<R: Refused> Refusals<R> {
+    /// Tells of them so.
+    pub fn new(tell: Tell<R>) -> Self {
         Self { tell, reasons: Mutex::default() }
     }
 
     /// Somebody was refused.
-    pub fn add(&self, refused: AccessRefused) {
+    pub fn add(&self, mut refused: R) {
         let mut reasons = lock(&self.reasons);
-        let reason = reasons.entry(refused.reason).or_default();
-        let before = reason.waiting.take().map_or(0, |waiting| waiting.count);
-        reason.waiting = Some(AccessRefused { count: refused.count + before, ..refused });
+        let reason = reasons.entry(refused.reason()).or_default();
+        let before = reason.waiting.take().map_or(0, |mut waiting| *waiting.count());
+        let count = refused.count();
+        *count = count.saturating_add(before);
+        reason.waiting = Some(refused);
         self.tell_of(reason, Instant::now());
     }
 
@@ -49,23 +92,25 @@ impl Refusals {
         lock(&self.reasons).values_mut().for_each(|reason| self.tell_of(reason, now));
     }
 
-    fn tell_of(&self, reason: &mut Reason, now: Instant) {
+    /// Tells of them for ever, as they become due.
+    pub async fn go_on(&self) {
+        let mut ticks = interval(EVERY);
+        loop {
+            ticks.tick().await;
+            self.tell();
+        }
+    }
+
+    fn tell_of(&self, reason: &mut Reason<R>, now: Instant) {
         if reason.told.is_some_and(|told| now.duration_since(told) < EVERY) {
             return;
         }
         let Some(refused) = reason.waiting.take() else { return };
         reason.told = Some(now);
-        if let Err(error) = self.tell.try_send(Told::Refused(Box::new(refused)))
-            && let Told::Refused(refused) = error.into_inner()
-        {
-            // The agent has more to do now; the next record counts it.
-            reason.waiting = Some(*refused);
-        }
+        // Whoever is told has more to do now, perhaps; then the next record counts it.
+        reason.waiting = (self.tell)(refused).err();
     }
 }
-
-/// How often those are told of who wait.
-pub const LOOK: Duration = EVERY;
 
 #[cfg(test)]
 mod tests {
@@ -79,7 +124,7 @@ mod tests {
     #[test]
     fn many_are_one_record() {
         let (tell, mut told) = mpsc::channel(8);
-        let refusals = Refusals::new(tell);
+        let refusals = Refusals::of_agent(tell);
         for _ in 0..1000 {
             refusals.add(refused("role"));
             refusals.add(refused("no-tls"));

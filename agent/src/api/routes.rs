@@ -38,7 +38,7 @@ pub struct Routes {
     /// Where bundles lie on their way.
     folder: PathBuf,
     commands: mpsc::Sender<Command>,
-    refusals: Arc<Refusals>,
+    refusals: Arc<Refusals<AccessRefused>>,
     /// One bundle at a time.
     pushing: Arc<Semaphore>,
     /// One catalog at a time, beside it.
@@ -68,7 +68,11 @@ fn bad(message: impl Into<String>) -> Rejected {
 
 impl Routes {
     /// Sends what is asked there.
-    pub fn new(folder: PathBuf, commands: mpsc::Sender<Command>, refusals: Arc<Refusals>) -> Self {
+    pub fn new(
+        folder: PathBuf,
+        commands: mpsc::Sender<Command>,
+        refusals: Arc<Refusals<AccessRefused>>,
+    ) -> Self {
         let one = || Arc::new(Semaphore::new(1));
         Self { folder, commands, refusals, pushing: one(), taking: one() }
     }
@@ -228,6 +232,27 @@ pub fn asked(method: &Method, path: &str, query: &str) -> Result<Request, Reject
     Ok(request)
 }
 
+/// The same as it is written: by whom, where, and with which question. None for what cannot be asked so.
+pub fn written(request: &Request) -> Option<(Method, String)> {
+    let (method, name) = match request {
+        Request::Status => (Method::GET, "status".to_owned()),
+        Request::Events { follow, json } => {
+            let format = if *json { "json" } else { "text" };
+            (Method::GET, format!("events?follow={follow}&format={format}"))
+        }
+        Request::Push { confirm_within: None, .. } => (Method::POST, "push".to_owned()),
+        Request::Push { confirm_within: Some(seconds), .. } => {
+            (Method::POST, format!("push?confirm_within={seconds}"))
+        }
+        Request::TakeCatalog { .. } => (Method::POST, "catalog".to_owned()),
+        Request::TakeCatalogAway { name } => (Method::DELETE, format!("catalog?name={name}")),
+        Request::Confirm => (Method::POST, "confirm".to_owned()),
+        Request::Rollback { .. } => (Method::POST, "rollback".to_owned()),
+        _ => return None,
+    };
+    Some((method, format!("/{VERSION}/{name}")))
+}
+
 /// What stands behind the question mark.
 struct Query<'a>(Vec<(&'a str, &'a str)>);
 
@@ -265,7 +290,11 @@ impl<'a> Query<'a> {
     }
 }
 
-async fn because(body: Incoming) -> Result<String, Rejected> {
+/// Why somebody wants to go back, as the body of their request says.
+///
+/// # Errors
+/// If it cannot be understood, or does not come.
+pub async fn because(body: Incoming) -> Result<String, Rejected> {
     let collected = timeout(PATIENCE, Limited::new(body, MAX_SMALL).collect()).await;
     let bytes = match collected {
         Ok(Ok(collected)) => collected.to_bytes(),
@@ -303,6 +332,23 @@ mod tests {
         assert_eq!(ask(Method::POST, "/v1/catalog", ""), Ok(take));
         let away = Request::TakeCatalogAway { name: "pump".into() };
         assert_eq!(ask(Method::DELETE, "/v1/catalog", "name=pump"), Ok(away));
+        // What is written anew says the same.
+        for asked_for in [
+            Request::Status,
+            push(None),
+            push(Some(7)),
+            Request::Events { follow: true, json: false },
+            Request::Events { follow: false, json: true },
+            Request::Confirm,
+            Request::TakeCatalog { path: String::new() },
+            Request::TakeCatalogAway { name: "pump".into() },
+            Request::Rollback { cause: String::new() },
+        ] {
+            let (method, text) = written(&asked_for).expect("it can be asked");
+            let (path, query) = text.split_once('?').unwrap_or((&text, ""));
+            assert_eq!(asked(&method, path, query), Ok(asked_for));
+        }
+        assert_eq!(written(&Request::Stop { token: None }), None);
         let no = [
             (Method::GET, "/v1/stop", "", StatusCode::NOT_FOUND),
             (Method::POST, "/v1/mode", "", StatusCode::NOT_FOUND),

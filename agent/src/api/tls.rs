@@ -9,7 +9,7 @@ use rustls::{
     CertificateError, ClientConfig, Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 
@@ -71,6 +71,17 @@ fn mismatch(certificate: &Path, key: &Path, error: &Error) -> String {
     about(key, message)
 }
 
+/// Judges certificates that are shown to the device: `client_ca` has signed those that count.
+///
+/// # Errors
+/// With the file and the mend.
+pub fn clients(client_ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let roots = Arc::new(roots(client_ca)?);
+    WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|error| about(client_ca, error))
+}
+
 /// The device's end: whoever comes shows a certificate that `client_ca` has signed.
 ///
 /// # Errors
@@ -80,10 +91,7 @@ pub fn server(
     key_file: &Path,
     client_ca: &Path,
 ) -> Result<ServerConfig, String> {
-    let roots = Arc::new(roots(client_ca)?);
-    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|error| about(client_ca, error))?;
+    let clients = clients(client_ca)?;
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)
         .map_err(|error| error.to_string())?

@@ -55,14 +55,7 @@ impl Upload {
 /// # Errors
 /// If it is too large, for that or for the disk.
 pub fn check_length(folder: &Path, body: &impl Body, limit: u64) -> Result<u64, Rejected> {
-    let Some(length) = body.size_hint().exact() else {
-        let message = "say how long it is (Content-Length)";
-        return Err((StatusCode::LENGTH_REQUIRED, 2, message.into()));
-    };
-    if length > limit {
-        let message = format!("it has at most {limit} bytes");
-        return Err((StatusCode::PAYLOAD_TOO_LARGE, 2, message));
-    }
+    let length = said_length(body, limit)?;
     let free = free(folder).map_err(|error| disk(folder, &error))?;
     if free < length.saturating_mul(COPIES).saturating_add(RESERVE) {
         let message = format!(
@@ -71,6 +64,22 @@ pub fn check_length(folder: &Path, body: &impl Body, limit: u64) -> Result<u64, 
             free >> 20
         );
         return Err((StatusCode::INSUFFICIENT_STORAGE, 3, message));
+    }
+    Ok(length)
+}
+
+/// How long a body says that it is, where it may have `limit` bytes.
+///
+/// # Errors
+/// If it does not, or is longer.
+pub fn said_length(body: &impl Body, limit: u64) -> Result<u64, Rejected> {
+    let Some(length) = body.size_hint().exact() else {
+        let message = "say how long it is (Content-Length)";
+        return Err((StatusCode::LENGTH_REQUIRED, 2, message.into()));
+    };
+    if length > limit {
+        let message = format!("it has at most {limit} bytes");
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, 2, message));
     }
     Ok(length)
 }

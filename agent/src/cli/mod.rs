@@ -16,6 +16,7 @@ mod import;
 mod key;
 mod learn;
 mod mode;
+mod network_door;
 mod output;
 mod policy;
 mod policy_diff;
@@ -79,6 +80,8 @@ enum Verb {
     Fleet(fleet::servers::Verb),
     /// Speak with the fleet's servers for this device, without privilege
     FleetLink(fleet_link::Args),
+    /// Let operators reach this device over the network, without privilege
+    NetworkDoor(network_door::Args),
     /// Look at USB devices, and let one in
     #[command(subcommand)]
     Usb(usb::Verb),
@@ -155,6 +158,7 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Fleet(verb) => fleet::servers::fleet(&verb),
         Verb::FleetLink(args) => fleet_link::fleet_link(&args),
+        Verb::NetworkDoor(args) => network_door::network_door(&args),
         Verb::Usb(verb) => usb::usb(&verb),
         Verb::BreakGlass(verb) => break_glass::break_glass(&verb),
         Verb::Mode(args) => mode::mode(&args),

@@ -125,7 +125,13 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
         sender.clone(),
         tell_api.clone(),
     );
-    let (_api, api_check) = api::start(device_file, bundles_on_their_way, sender.clone(), tell_api);
+    let (_network, network_check) = api::network::start(
+        device_file,
+        Path::new(api::network::SOCKET),
+        bundles_on_their_way,
+        sender.clone(),
+        tell_api,
+    );
     // Before anybody sees that the agent is there: a signal that comes while its handler is being put in
     // place is lost (signal-hook-registry has nothing to call yet).
     let on = |kind| signal(kind).map_err(system("watching for signals"));
@@ -145,7 +151,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
     agent.started();
     agent.take_found(found);
     agent.take_checks(checks);
-    agent.take_checks(api_check.into_iter().chain(local_check).collect());
+    agent.take_checks(network_check.into_iter().chain(local_check).collect());
     agent.tell_reverted(reverted.as_ref());
     agent.tell_passed_over(passed_over);
     agent.tell_set_back();

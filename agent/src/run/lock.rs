@@ -48,7 +48,8 @@ impl Lock {
     pub fn take(folder: &Path) -> Result<Self, LockError> {
         let error =
             |path: &Path, source: io::Error| LockError::Io { path: path.to_owned(), source };
-        match DirBuilder::new().mode(0o700).create(folder) {
+        // Others find their sockets in it, as where systemd makes it, and nothing else that is theirs.
+        match DirBuilder::new().mode(0o711).create(folder) {
             Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error(folder, cause));
             }

@@ -2,9 +2,13 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::TcpStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
     process::{Command, Output},
+    thread::sleep,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +16,8 @@ use serde_json::Value;
 
 use super::bundles::{DEVICE, Operator, wait_for};
 use crate::{
-    agent::{expect, json, text},
+    agent::{expect, json, resident_kib, text},
+    door::{self, Door},
     events,
     pki::Pki,
 };
@@ -81,6 +86,7 @@ pub fn pushed() -> Result<()> {
     fs::write(DEVICE, &config)?;
     let agent = operator.start()?;
     operator.holds(1, false, "the policy file")?;
+    let door = opened(&operator, &pki)?;
 
     let second = operator.bundle(2, true, &[])?;
     let mark = events::mark()?;
@@ -112,7 +118,7 @@ pub fn pushed() -> Result<()> {
     by(&wait_for(mark, "refused")?, "ann")?;
     operator.holds(2, true, "after all that was refused")?;
 
-    flood(&operator)?;
+    flood(&operator, &door)?;
     let output = pki.ask(0, "bob", &["events", "--json"])?;
     let found = said(&output).lines().any(|line| {
         serde_json::from_str::<Value>(line).is_ok_and(|told| {
@@ -129,6 +135,10 @@ pub fn pushed() -> Result<()> {
     expect(0, &["policy", "push", &third])?;
     let told = wait_for(mark, "in-force")?;
     ensure!(told["by"]["via"] == "local" && told["by"]["uid"] == 0, "{told}");
+    drop(door);
+    ensure!(TcpStream::connect(ADDRESS).is_err(), "somebody else listens");
+    door::check("warning", "is not there")?;
+    operator.holds(3, false, "without a door")?;
     operator.stop(agent)
 }
 
@@ -145,14 +155,70 @@ fn wrong_configuration(operator: &Operator, config: &str) -> Result<()> {
         check["state"] == "warning" && found.contains("device.toml:12: unknown role"),
         "{check}"
     );
+    let shut = Door::start()?;
+    sleep(Duration::from_millis(500));
     ensure!(TcpStream::connect(ADDRESS).is_err(), "there is a port");
+    drop(shut);
     agent.stop()
 }
 
-/// Connections that say nothing cost the agent nothing that lasts.
-fn flood(operator: &Operator) -> Result<()> {
+/// The agent listens to nobody on the network; its door does, which cannot read what its user may not.
+fn opened(operator: &Operator, pki: &Pki) -> Result<Door> {
+    let key = pki.path("pump-3.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+    let missing = door::check("warning", "is not there")?;
+    let mend = missing["mend"].as_str().unwrap_or_default();
+    ensure!(mend.contains("systemctl enable --now portcullis-network"), "{missing}");
+    ensure!(TcpStream::connect(ADDRESS).is_err(), "the agent listens");
+    // As root, it is not run at all.
+    let output = expect(3, &["network-door"])?;
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("not for root"), "{output:?}");
+    let door = Door::start()?;
+    let check = door::check("warning", "pump-3.key cannot be read")?;
+    println!("  {}; {}", check["found"], check["mend"]);
+    ensure!(TcpStream::connect(ADDRESS).is_err(), "it listens without its key");
+    // As root, who may: what is beside the device's file is permitted, and the rest is told.
+    let output = expect(1, &["network-door", "--permit"])?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(told.contains("pump-3.key: let the user portcullis-network read it"), "{told}");
+    let folder = Path::new("/etc/portcullis/api");
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    for name in ["pump-3.key", "pump-3.pem", "ca.pem"] {
+        let file = folder.join(name);
+        fs::copy(pki.path(name), &file)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    }
+    let device = fs::read_to_string(DEVICE)?.replace(text(&pki.folder)?, text(folder)?);
+    fs::write(DEVICE, device)?;
+    let output = expect(0, &["network-door", "--permit"])?;
+    println!("  {}", String::from_utf8_lossy(&output.stderr).trim().replace('\n', "\n  "));
+    let found = door::check("ok", ADDRESS)?;
+    println!("  {}", found["found"]);
+    ensure!(TcpStream::connect(ADDRESS).is_ok(), "it does not listen");
+    strangers_at_the_socket()?;
+    let status = fs::read_to_string(format!("/proc/{}/status", door.pid()))?;
+    for line in ["CapEff:\t0000000000000000", &format!("Uid:\t{0}\t{0}", door::UID)] {
+        ensure!(status.contains(line), "the door has privileges: {status}");
+    }
+    operator.holds(1, false, "with a door")?;
+    Ok(door)
+}
+
+/// The agent's socket for the door answers its user, and nobody else, root included.
+fn strangers_at_the_socket() -> Result<()> {
+    let mut stream = UnixStream::connect("/run/portcullis/network.sock")?;
+    let mut answer = Vec::new();
+    let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n");
+    let _ = stream.read_to_end(&mut answer);
+    ensure!(answer.is_empty(), "root was answered: {}", String::from_utf8_lossy(&answer));
+    Ok(())
+}
+
+/// Connections that say nothing cost the agent and its door nothing that lasts.
+fn flood(operator: &Operator, door: &Door) -> Result<()> {
     let kib = || json(&["status", "--json"])?["resident_kib"].as_u64().context("resident memory");
-    let before = kib()?;
+    let (before, doors) = (kib()?, resident_kib(door.pid())?);
     let (mut held, mut done) = (Vec::new(), 0);
     for _ in 0..2000 {
         if let Ok(stream) = TcpStream::connect(ADDRESS) {
@@ -165,8 +231,11 @@ fn flood(operator: &Operator) -> Result<()> {
     }
     let during = kib()?;
     operator.holds(2, true, "under a flood of connections")?;
+    let after = resident_kib(door.pid())?;
     println!("  {done} connections: {before} KiB before, {during} KiB after");
-    ensure!(during < before + 2048, "{before} KiB before, {during} KiB after");
+    println!("  the door: {doors} KiB before, {after} KiB after");
+    ensure!(during < before + 1024, "{before} KiB before, {during} KiB after");
+    ensure!(after < doors + 8192, "the door: {doors} KiB before, {after} KiB after");
     ensure!(Path::new(DEVICE).exists());
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Certificates, and devices without gates: they answer at the same channel as the agent's loop does.
+//! Certificates, and devices without gates: the real door, asking at a real socket, of an agent that only
+//! takes notes.
 
 use std::{
     fs,
@@ -27,7 +28,8 @@ use crate::{
         Told,
         client::{Client, Device},
         config::{self, Config},
-        server::Server,
+        network::Network,
+        socket,
     },
     catalog::{
         Signed, read_folder,
@@ -39,6 +41,7 @@ use crate::{
         caller::{Caller, Role},
         server::{Answer, Command, Lines, json as answer},
     },
+    door,
     event::AccessRefused,
     policy::trust::{PolicyTrust, Why},
     run::sink::Line,
@@ -127,6 +130,7 @@ impl Pki {
             certificate: self.path("device.pem"),
             key: self.path("device.key"),
             client_ca: self.path("ca.pem"),
+            user: config::USER.into(),
             clients: Role::ALL.into_iter().map(client).collect(),
         }
     }
@@ -198,7 +202,10 @@ pub struct Fake {
     pub events: broadcast::Sender<Line>,
     pub folder: TempDir,
     pub told: Mutex<mpsc::Receiver<Told>>,
-    tasks: [JoinHandle<()>; 2],
+    /// The agent, its API and the door with what it tells.
+    tasks: Vec<JoinHandle<()>>,
+    /// With the agent's socket.
+    pub runtime: TempDir,
 }
 
 impl Drop for Fake {
@@ -211,20 +218,28 @@ impl Fake {
     pub async fn start(pki: &Pki) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("a port");
-        let folder = tempfile::tempdir().expect("a folder");
+        let (folder, runtime) = (tempfile::tempdir(), tempfile::tempdir());
+        let (folder, runtime) = (folder.expect("a folder"), runtime.expect("a folder"));
         let (commands, receiver) = mpsc::channel(32);
         let (tell, told) = mpsc::channel(32);
         let config = pki.config(address);
-        let server = Server::new(config, folder.path().to_owned(), commands, tell).expect("good");
         let (events, _) = broadcast::channel(64);
         let behaviour = Arc::<Behaviour>::default();
         *lock(&behaviour.health) = ("ok".into(), "ok".into());
-        let tasks = [
-            tokio::spawn(Arc::new(server).serve(listener)),
+        let network = Network::new(config.clone(), folder.path().to_owned(), commands, tell);
+        let network = Arc::new(network.expect("good"));
+        let socket = runtime.path().join("network.sock");
+        let at_socket = socket::bind(&socket).expect("a socket");
+        let (telling, ear) = door::telling(socket.clone());
+        let server = door::Server::new(config, socket, telling).expect("good");
+        let tasks = vec![
             tokio::spawn(agent(receiver, Arc::clone(&behaviour), events.clone())),
+            tokio::spawn(network.serve(at_socket, rustix::process::getuid().as_raw())),
+            tokio::spawn(Arc::new(server).serve(listener)),
+            tokio::spawn(async move { ear.go_on().await }),
         ];
         let device = address.to_string().parse().expect("a device");
-        Self { device, address, behaviour, events, folder, told: Mutex::new(told), tasks }
+        Self { device, address, behaviour, events, folder, told: Mutex::new(told), tasks, runtime }
     }
 
     pub fn asked(&self) -> Vec<Asked> {
@@ -234,8 +249,10 @@ impl Fake {
     /// Who was refused since the last time.
     pub fn refused(&self) -> Vec<AccessRefused> {
         let mut all = Vec::new();
-        while let Ok(Told::Refused(refused)) = lock(&self.told).try_recv() {
-            all.push(*refused);
+        while let Ok(told) = lock(&self.told).try_recv() {
+            if let Told::Refused(refused) = told {
+                all.push(*refused);
+            }
         }
         all
     }

@@ -1,8 +1,14 @@
 //! Many devices without gates, those who may ask them, and those who may not.
 
 pub mod lab;
+mod taken_over;
 
-use std::{fs, io::Write as _, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -16,7 +22,10 @@ use tokio::{
 
 use super::{
     client::{Ask, AskError},
-    start, tls,
+    config::Config,
+    network::{Network, start},
+    socket::bind,
+    tls,
 };
 use crate::{
     control::{Request, caller::Role},
@@ -313,58 +322,112 @@ async fn ten_thousand_connections_take_no_ones_place() {
     assert!(fake.asked().iter().all(|asked| asked.request == Request::Status));
 }
 
+/// The device's file, with this address and key.
+fn device_file(pki: &Pki, listen: &str, key: &str) -> PathBuf {
+    let file = pki.path("device.toml");
+    let path = |name: &str| pki.path(name).display().to_string();
+    let text = format!(
+        "name = \"pump-3\"\n[api]\nlisten = \"{listen}\"\ncertificate = \"{}\"\nkey = \"{}\"\n\
+         client_ca = \"{}\"\nuser = \"root\"\n[[api.client]]\nname = \"ann\"\nrole = \"viewer\"\n",
+        path("device.pem"),
+        path(key),
+        path("ca.pem"),
+    );
+    fs::write(&file, text).expect("written");
+    file
+}
+
 #[test]
 fn a_wrong_configuration_is_a_state_and_no_end() {
     let pki = Pki::new();
-    let begin = |listen: &str, key: &str| {
-        let file = pki.path("device.toml");
-        let path = |name: &str| pki.path(name).display().to_string();
-        let text = format!(
-            "name = \"pump-3\"\n[api]\nlisten = \"{listen}\"\ncertificate = \"{}\"\nkey = \"{}\"\n\
-             client_ca = \"{}\"\n[[api.client]]\nname = \"ann\"\nrole = \"viewer\"\n",
-            path("device.pem"),
-            path(key),
-            path("ca.pem"),
-        );
-        let mut out = fs::File::create(&file).expect("a file");
-        out.write_all(text.as_bytes()).expect("written");
+    let socket = pki.path("network.sock");
+    let begin = |file: &Path| {
         let ((commands, _), (tell, told)) = (mpsc::channel(1), mpsc::channel(8));
-        let (running, check) = start(&file, pki.path("bundles"), commands, tell);
+        let (running, check) = start(file, &socket, pki.path("bundles"), commands, tell);
         (running, check, told)
     };
-    let found = |listen: &str, key: &str| {
-        let (running, check, _) = begin(listen, key);
-        let check = check.expect("a check");
-        assert!(running.is_none() && check.state == State::Warning);
-        check.found
-    };
-    let text = found("0.0.0.0", "device.key");
-    assert!(text.contains("device.toml:3: \"0.0.0.0\" is no address"), "{text}");
-    let text = found("127.0.0.1:0", "gone.key");
-    assert!(text.contains("gone.key cannot be read"), "{text}");
-    let text = found("127.0.0.1:0", "viewer.key");
-    assert!(text.contains("viewer.key: is not the key of"), "{text}");
-    let text = found("127.0.0.1:0", "device.pem");
-    assert!(text.contains("device.pem: ") && text.contains("private key in PEM"), "{text}");
-    // A port that is taken is told, and tried again.
+    let (running, check, _) = begin(&device_file(&pki, "0.0.0.0", "device.key"));
+    let check = check.expect("a check");
+    assert!(running.is_none() && check.state == State::Warning && !socket.exists());
+    assert!(check.found.contains("device.toml:3: \"0.0.0.0\" is no address"), "{}", check.found);
+    // Without a word there is no socket either.
+    let (running, check, _) = begin(Path::new("/nowhere/device.toml"));
+    assert!(running.is_none() && check.is_none() && !socket.exists());
+    // It ends when it is let go of.
+    let (running, check, _) = begin(&device_file(&pki, "127.0.0.1:0", "device.key"));
+    assert!(running.is_some() && check.is_none() && socket.exists());
+    drop(running);
+    let refused = std::os::unix::net::UnixStream::connect(&socket).expect_err("nobody there");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+/// What the door says is a state of the agent, until it is mended. Where a test runs as another user than
+/// root, it is not let in, as it should not be.
+#[tokio::test]
+async fn what_keeps_the_door_shut_is_told_until_it_is_mended() {
+    let pki = Pki::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("a port").to_string();
-    let (running, check, mut told) = begin(&address, "device.key");
-    assert!(running.is_some() && check.is_none());
-    let mut state = || match told.blocking_recv() {
-        Some(super::Told::Check(check)) => check.state,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(state(), State::Warning);
-    drop(taken);
-    let last = loop {
-        let state = state();
-        if state != State::Warning {
-            break state;
+    let file = device_file(&pki, &address, "viewer.key");
+    let config = Config::read(&file).expect("good").expect("asked for");
+    let ((commands, _commands), (tell, mut told)) = (mpsc::channel(1), mpsc::channel(8));
+    let network = Network::new(config, pki.path("bundles"), commands, tell).expect("good");
+    let socket = pki.path("network.sock");
+    let listener = bind(&socket).expect("a socket");
+    let uid = rustix::process::getuid().as_raw();
+    let agent = tokio::spawn(Arc::new(network).serve(listener, uid));
+    let door = tokio::spawn({
+        let (file, socket) = (file.clone(), socket.clone());
+        async move { crate::door::run(&file, &socket).await }
+    });
+    let mut check = async || loop {
+        match timeout(LONG, told.recv()).await.expect("told in time") {
+            Some(super::Told::Check(check)) => break check,
+            other => assert!(other.is_some(), "the agent has ended"),
         }
     };
-    assert_eq!(last, State::Ok);
-    // It ends when it is let go of.
-    drop(running);
-    std::net::TcpListener::bind(&address).expect("the port is free again");
+    let first = check().await;
+    assert_eq!(first.state, State::Warning);
+    assert!(first.found.contains("viewer.key: is not the key of"), "{}", first.found);
+    assert!(first.mend.as_deref().is_some_and(|mend| mend.contains("--permit")), "{first:?}");
+    device_file(&pki, &address, "device.key");
+    let second = loop {
+        let check = check().await;
+        if !check.found.contains("viewer.key") {
+            break check;
+        }
+    };
+    assert!(second.found.contains("cannot be listened at"), "{}", second.found);
+    drop(taken);
+    let last = loop {
+        let check = check().await;
+        if check.state == State::Ok {
+            break check;
+        }
+    };
+    assert!(last.found.contains(&address), "{}", last.found);
+    door.abort();
+    let gone = check().await;
+    assert!(gone.state == State::Warning && gone.found.contains("is not there"), "{gone:?}");
+    agent.abort();
+    // A device without one is left alone.
+    fs::write(&file, "name = \"pump-3\"\n").expect("written");
+    timeout(LONG, crate::door::run(&file, &socket)).await.expect("nothing to do");
+}
+
+#[test]
+fn files_that_are_of_no_use_are_named() {
+    let pki = Pki::new();
+    let found = |key: &str| {
+        let config = Config::read(&device_file(&pki, "127.0.0.1:0", key));
+        let (telling, _) = crate::door::telling(pki.path("network.sock"));
+        let config = config.expect("good").expect("asked for");
+        crate::door::Server::new(config, pki.path("network.sock"), telling)
+            .err()
+            .expect("of no use")
+    };
+    let text = found("gone.key");
+    assert!(text.contains("gone.key cannot be read"), "{text}");
+    let text = found("device.pem");
+    assert!(text.contains("device.pem: ") && text.contains("private key in PEM"), "{text}");
 }

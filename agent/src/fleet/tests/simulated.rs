@@ -134,7 +134,7 @@ fn serve(
     commands: mpsc::Sender<crate::control::server::Command>,
 ) -> impl Future<Output = ()> + use<> {
     let (tell, _) = mpsc::channel(1);
-    let routes = Routes::new(folder.to_owned(), commands, Arc::new(Refusals::new(tell)));
+    let routes = Routes::new(folder.to_owned(), commands, Arc::new(Refusals::of_agent(tell)));
     let listener = local::bind(socket).expect("a socket");
     local::serve(listener, rustix::process::getuid().as_raw(), Arc::new(routes))
 }

@@ -1,45 +1,30 @@
-//! Who is let in: connections, from the first byte to a certificate with a role.
+//! Who is let in: connections, from the first byte to a certificate of the device's authority.
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{header::HeaderValue, service::service_fn};
+use hyper_util::rt::TokioIo;
 use rustix::net::sockopt;
+use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
-    time::{interval, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    Told, identity,
+    Telling,
+    forward::{self, Claim},
     places::{Place, Places},
-    refusals::{self, Refusals},
-    routes::Routes,
-    tls,
 };
 use crate::{
-    api::config::Config,
-    control::{
-        caller::{Caller, Peer},
-        server::Command,
-    },
-    event::AccessRefused,
+    api::{claim, config::Config, socket::http, tls, word::TurnedAway},
+    artifact::digest,
 };
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// How long the head of a request may take.
-const HEAD: Duration = Duration::from_secs(10);
-
-/// Bytes of the head of a request.
-const MAX_HEAD: usize = 16 << 10;
-
-/// Lines of the head of a request.
-const MAX_HEADERS: usize = 32;
 
 /// How long somebody may take nothing of what is sent, or be gone without a word.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -50,32 +35,22 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What serves one device.
 pub struct Server {
     config: Config,
+    /// Where the agent is asked.
+    socket: PathBuf,
     acceptor: TlsAcceptor,
-    routes: Arc<Routes>,
     places: Places,
-    refusals: Arc<Refusals>,
+    telling: Telling,
 }
 
 impl Server {
-    /// Reads the certificates. Bundles on their way lie in `folder`.
+    /// Reads the certificates. The agent is asked at `socket`, and told of those who are refused.
     ///
     /// # Errors
     /// If they cannot be used, with the file and the mend.
-    pub fn new(
-        config: Config,
-        folder: PathBuf,
-        commands: mpsc::Sender<Command>,
-        tell: mpsc::Sender<Told>,
-    ) -> Result<Self, String> {
+    pub fn new(config: Config, socket: PathBuf, telling: Telling) -> Result<Self, String> {
         let tls = tls::server(&config.certificate, &config.key, &config.client_ca)?;
-        let refusals = Arc::new(Refusals::new(tell));
-        Ok(Self {
-            config,
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
-            routes: Arc::new(Routes::new(folder, commands, Arc::clone(&refusals))),
-            places: Places::default(),
-            refusals,
-        })
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        Ok(Self { config, socket, acceptor, places: Places::default(), telling })
     }
 
     /// What it was told.
@@ -85,27 +60,16 @@ impl Server {
 
     /// Serves those who come, for ever.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let refusals = Arc::clone(&self.refusals);
-        let tell = async {
-            let mut ticks = interval(refusals::LOOK);
-            loop {
-                ticks.tick().await;
-                refusals.tell();
-            }
-        };
-        let accept = async {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, address)) => self.let_in(stream, address),
-                    Err(error) => {
-                        // Out of descriptors, most likely; trying at once would spin.
-                        tracing::warn!("a connection was not accepted: {error}");
-                        sleep(Duration::from_millis(100)).await;
-                    }
+        loop {
+            match listener.accept().await {
+                Ok((stream, address)) => self.let_in(stream, address),
+                Err(error) => {
+                    // Out of descriptors, most likely; trying at once would spin.
+                    tracing::warn!("a connection was not accepted: {error}");
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
-        };
-        tokio::join!(tell, accept);
+        }
     }
 
     fn let_in(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
@@ -124,10 +88,10 @@ impl Server {
         reason: &'static str,
         message: impl Into<String>,
         address: SocketAddr,
-        peer: Option<&Peer>,
+        certificates: Option<String>,
     ) {
-        let by = peer.map(|peer| Caller::Network(Box::new(peer.clone())));
-        self.refusals.add(AccessRefused { reason, message: message.into(), count: 1, address, by });
+        let (reason, message) = (reason.to_owned(), message.into());
+        self.telling.refused(TurnedAway { reason, message, count: 1, address, certificates });
     }
 
     async fn connection(&self, stream: TcpStream, address: SocketAddr, place: Place) {
@@ -156,38 +120,35 @@ impl Server {
                 return;
             }
         };
-        let Some(peer) = self.peer(&stream, address) else { return };
-        let Some(_place) = place.known(&peer.fingerprint) else {
-            self.refuse("too-many", "too many connections at once", address, Some(&peer));
+        let Some((certificates, fingerprint)) = shown(&stream) else {
+            let message = "its certificates are too many or too large";
+            self.refuse("wrong-certificate", message, address, None);
             return;
         };
-        let routes = Arc::clone(&self.routes);
-        let by = Arc::new(Caller::Network(Box::new(peer)));
-        let service = service_fn(move |request| {
-            let (routes, by) = (Arc::clone(&routes), Arc::clone(&by));
-            async move { Ok::<_, Infallible>(routes.answer(&by, request).await) }
+        let Some(_place) = place.known(&fingerprint) else {
+            let message = "too many connections at once";
+            self.refuse("too-many", message, address, Some(certificates));
+            return;
+        };
+        let line = |text: &str| HeaderValue::from_str(text).ok();
+        let lines = (line(&certificates), line(&address.to_string()));
+        let (Some(certificates), Some(address)) = lines else { return };
+        let claim = Claim { certificates, address };
+        let (socket, claim) = (&self.socket, &claim);
+        let service = service_fn(move |request| async move {
+            Ok::<_, Infallible>(forward::answer(socket, claim, request).await)
         });
         // A peer that is gone, or talks nonsense, is its own fault.
         let _ = http().serve_connection(TokioIo::new(stream), service).await;
     }
-
-    fn peer(&self, stream: &TlsStream<TcpStream>, address: SocketAddr) -> Option<Peer> {
-        let (_, session) = stream.get_ref();
-        let certificate = session.peer_certificates()?.first()?;
-        Some(identity::peer(certificate, address, &self.config))
-    }
 }
 
-/// How requests are read.
-pub(super) fn http() -> http1::Builder {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        // One request: whoever is idle has no place.
-        .keep_alive(false);
-    http
+/// The certificates of whoever is there, as the agent is told them, and the SHA-256 of the first.
+fn shown(stream: &TlsStream<TcpStream>) -> Option<(String, String)> {
+    let (_, session) = stream.get_ref();
+    let chain = session.peer_certificates()?;
+    let own: portcullis_common::Digest = Sha256::digest(chain.first()?).into();
+    Some((claim::written(chain)?, digest::format(&own)))
 }
 
 /// Lets the alert arrive: closing a connection with something unread takes it back.
