@@ -41,7 +41,7 @@ pub fn make(binary: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
     let document = tree.join("usr/share/doc/portcullis");
 
     put(binary, &tree.join("usr/bin/portcullis"), 0o755)?;
-    for unit in ["portcullis.service", "portcullis-fleet.service"] {
+    for unit in ["portcullis.service", "portcullis-fleet.service", "portcullis-network.service"] {
         put(&sources.join(unit), &tree.join("lib/systemd/system").join(unit), 0o644)?;
     }
     put(&sources.join("sysusers.conf"), &tree.join("usr/lib/sysusers.d/portcullis.conf"), 0o644)?;

@@ -36,6 +36,7 @@ mod life;
 mod limits;
 mod metrics;
 mod package;
+mod package_network;
 mod policy_size;
 mod reappraisal;
 mod scan;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::sha256;
+use super::{package_network, sha256};
 use crate::{
     agent::{expect, json, portcullis},
     attack::{Attempt, evil, exec_path, install},
@@ -70,7 +70,9 @@ pub fn life() -> Result<()> {
     fs::write(POLICY, &policy)?;
     sh("systemctl restart portcullis")?;
     ensure!(json(&["status", "--json"])?["mode"] == "enforce");
+    let pki = package_network::before()?;
     upgrade()?;
+    package_network::after(&pki)?;
     ensure!(sh("dpkg-query --show --showformat '${Version}' portcullis")? == "0.0.2");
     ensure!(fs::read_to_string(POLICY)? == policy, "the operator's policy was replaced");
 
