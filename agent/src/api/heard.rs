@@ -38,6 +38,9 @@ const SILENCE: Duration = Duration::from_secs(150);
 /// How long the agent does not listen after a word: twenty of them in a second are enough.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The same after a word about how the door is, which may change a state, and that is a record.
+const PAUSE_OF_STATE: Duration = Duration::from_secs(5);
+
 /// How long before its end the certificate is told of.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 
@@ -110,11 +113,13 @@ impl Heard {
             waiting.extend_from_slice(bytes);
             while let Some(end) = waiting.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = waiting.drain(..=end).collect();
-                match Word::read(&line) {
+                let word = Word::read(&line);
+                let is_state = word.as_ref().is_some_and(|word| !matches!(word, Word::Refused(_)));
+                match word {
                     Some(word) => self.take(word).await,
                     None => tracing::warn!("the door to the network says what it should not"),
                 }
-                sleep(PAUSE).await;
+                sleep(if is_state { PAUSE_OF_STATE } else { PAUSE }).await;
             }
             if waiting.len() > MAX_WORD {
                 return refused(StatusCode::BAD_REQUEST, 2, "a word is too long");
