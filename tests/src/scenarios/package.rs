@@ -33,9 +33,28 @@ fn agents_pid() -> Result<String> {
     Ok(sh("systemctl show --property=MainPID --value portcullis")?.trim().to_owned())
 }
 
+/// What the agent's unit is given besides: a system call that is not on its list ends the agent, where it is
+/// only refused otherwise, so that the list is known to have all that is called.
+const STRICT: &str = "/etc/systemd/system/portcullis.service.d/strict.conf";
+
+pub(super) fn forbid_strictly() -> Result<()> {
+    fs::create_dir_all(Path::new(STRICT).parent().context("a folder")?)?;
+    fs::write(STRICT, "[Service]\nSystemCallErrorNumber=kill\n")?;
+    sh("systemctl daemon-reload").map(drop)
+}
+
+/// Fails if the agent called what is not on the list since [`forbid_strictly`].
+pub(super) fn nothing_was_forbidden() -> Result<()> {
+    let ended = sh("journalctl --no-pager -u portcullis | grep -E 'status=[0-9]+/SYS' || true")?;
+    ensure!(ended.is_empty(), "it called what is not on the list: {ended}");
+    fs::remove_file(STRICT)?;
+    sh("systemctl daemon-reload").map(drop)
+}
+
 /// From `dpkg --install` to `dpkg --purge`.
 pub fn life() -> Result<()> {
     install(Path::new(EVIL), &evil("package")?)?;
+    forbid_strictly()?;
     sh(
         "systemctl is-system-running --wait > /dev/null; dpkg --install /files/portcullis_0.0.1_*.deb",
     )?;
@@ -54,6 +73,7 @@ pub fn life() -> Result<()> {
     }
     ensure!(exec_path(EVIL)? == Attempt::Ran, "audit mode has stopped something");
     println!("  {}", sh("systemd-analyze security --no-pager portcullis | tail -n 1")?.trim());
+    only_what_is_listed()?;
 
     // Everything that is installed, and the package that comes next with its scripts.
     sh("mkdir /root/next && dpkg-deb --raw-extract /files/portcullis_0.0.2_*.deb /root/next")?;
@@ -86,10 +106,47 @@ pub fn life() -> Result<()> {
     ensure!(agents_pid()? != before, "it was not started again");
 
     sh("dpkg --purge portcullis")?;
+    nothing_was_forbidden()?;
     ensure!(exec_path(EVIL)? == Attempt::Ran, "gates are left");
     for left in ["/etc/portcullis", "/var/lib/portcullis", "/usr/bin/portcullis", "/run/portcullis"]
     {
         ensure!(!Path::new(left).exists(), "{left} is left");
+    }
+    Ok(())
+}
+
+/// The agent's system calls are those of a list, and what it has no business with is not on it.
+fn only_what_is_listed() -> Result<()> {
+    let status = fs::read_to_string(format!("/proc/{}/status", agents_pid()?))?;
+    ensure!(status.contains("Seccomp:\t2"), "no filter: {status}");
+    let list = sh("systemctl show --property=SystemCallFilter --value portcullis")?;
+    let list: Vec<_> = list.split_whitespace().collect();
+    ensure!(list.contains(&"bpf") && !list[0].starts_with('~'), "no list: {list:?}");
+    for call in [
+        "ptrace",
+        "process_vm_writev",
+        "pidfd_getfd",
+        "setns",
+        "unshare",
+        "kexec_load",
+        "reboot",
+        "swapon",
+        "settimeofday",
+        "open_by_handle_at",
+        "keyctl",
+        "setuid",
+        "chown",
+        "io_uring_setup",
+        "delete_module",
+        "pivot_root",
+        "move_mount",
+        "userfaultfd",
+        "iopl",
+        "acct",
+        "quotactl",
+        "personality",
+    ] {
+        ensure!(!list.contains(&call), "{call} is on the list");
     }
     Ok(())
 }
