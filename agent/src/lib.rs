@@ -8,6 +8,7 @@ pub mod api;
 pub mod artifact;
 pub mod catalog;
 pub mod cli;
+mod confine;
 pub mod control;
 pub mod deployment;
 pub mod door;

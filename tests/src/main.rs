@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         ["fork-bomb", seconds] => {
             seconds.parse().map_err(anyhow::Error::from).and_then(scenarios::fork_bomb)
         }
+        ["confined", port] => scenarios::confined::attacks(port),
         ["answer"] => scenarios::answer(),
         ["start-refused", folder, seconds] => seconds
             .parse()

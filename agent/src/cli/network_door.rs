@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use super::{BAD_INPUT, NO, OrExit, Outcome, UNAVAILABLE, output};
 use crate::{
     api::{config::Config, network},
+    confine::{Kept, confine},
     door::{self, permit::permit},
     policy::bundle::DEVICE_FILE,
 };
@@ -51,7 +52,17 @@ pub fn network_door(args: &Args) -> Outcome {
     // Nobody waits for an address that comes up later, or for a file to be mended: `portcullis status` tells
     // of that. Without a manager there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    runtime.block_on(door::run(file, &args.socket));
+    // It has read its files then, and asks the agent at its socket for the rest.
+    let confined = |config: &Config| {
+        let sockets = args.socket.parent();
+        let kept = Kept {
+            sockets: sockets.as_slice(),
+            listens: &[config.listen.port()],
+            ..Kept::default()
+        };
+        output::confined(confine(kept));
+    };
+    runtime.block_on(door::run(file, &args.socket, confined));
     Err(nothing_to_do(file)).or_exit(BAD_INPUT)
 }
 

@@ -11,7 +11,11 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, OrExit, UNAVAILABLE};
-use crate::{catalog::SignedBy, event::human::Plain};
+use crate::{
+    catalog::SignedBy,
+    confine::{ConfineError, Confined},
+    event::human::Plain,
+};
 
 /// Writes to standard output. That nobody reads any more is not an error: `portcullis … | head`
 /// ends quietly.
@@ -37,6 +41,16 @@ pub fn about(file: &Path, error: &impl Display, help: Option<String>) -> anyhow:
 /// Writes a note to standard error, whatever becomes of it.
 pub fn note(message: &str) {
     let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// Says what a process that is there for long cannot do any more. That it can is no reason not to work: its
+/// unit and its user confine it as well.
+pub fn confined(done: Result<Confined, ConfineError>) {
+    match done {
+        Ok(confined) if confined.is_anything() => note(&confined.to_string()),
+        Ok(nothing) => error(&nothing.to_string()),
+        Err(why) => error(&format!("not confined by itself: {why}")),
+    }
 }
 
 /// Who signed something, and how that is known, in lines that begin with `indent`.

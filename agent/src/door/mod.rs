@@ -19,13 +19,9 @@ use std::{
 
 use tokio::{net::TcpListener, time::sleep};
 
-use crate::{
-    api::{
-        config::Config,
-        tls,
-        word::{KeptBy, Word},
-    },
-    trust::certificate::Certificate,
+use crate::api::{
+    config::Config,
+    word::{KeptBy, Word},
 };
 
 pub use server::Server;
@@ -40,11 +36,13 @@ type Unusable = String;
 /// Opens the door as the device's file says, for the agent at this socket, and serves for ever. It tells the
 /// agent how it is, and tries again what does not work.
 ///
-/// Returns if the device's file asks for no door, at the beginning or after it was mended.
-pub async fn run(file: &Path, socket: &Path) {
+/// Once its files are read, it is `confined`. Returns if the device's file asks for no door, at the beginning
+/// or after it was mended.
+pub async fn run(file: &Path, socket: &Path, confined: impl FnOnce(&Config)) {
     let (telling, ear) = telling(socket.to_owned());
     let served = async {
         let Some(server) = usable(file, socket, &telling).await else { return };
+        confined(server.config());
         let listener = listen(&server, &telling).await;
         Arc::new(server).serve(listener).await;
     };
@@ -84,8 +82,7 @@ async fn listen(server: &Server, telling: &Telling) -> TcpListener {
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
-                let good_until = good_until(&server.config().certificate);
-                telling.say(Word::Listening { address, good_until });
+                telling.say(Word::Listening { address, good_until: server.good_until() });
                 return listener;
             }
             Err(error) => {
@@ -99,10 +96,4 @@ async fn listen(server: &Server, telling: &Telling) -> TcpListener {
         }
         sleep(AGAIN).await;
     }
-}
-
-/// When the first certificate of a file ends.
-fn good_until(certificate: &Path) -> Option<jiff::Timestamp> {
-    let chain = tls::certificates(certificate).ok()?;
-    Some(Certificate::read(chain.first()?).ok()?.info().not_after)
 }

@@ -1,9 +1,16 @@
 //! Who is let in: connections, from the first byte to a certificate of the device's authority.
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{header::HeaderValue, service::service_fn};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use rustix::net::sockopt;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -21,6 +28,7 @@ use super::{
 use crate::{
     api::{claim, config::Config, socket::http, tls, word::TurnedAway},
     artifact::digest,
+    trust::certificate::Certificate,
 };
 
 /// How long a handshake may take.
@@ -40,6 +48,8 @@ pub struct Server {
     acceptor: TlsAcceptor,
     places: Places,
     telling: Telling,
+    /// When the device's certificate ends.
+    good_until: Option<Timestamp>,
 }
 
 impl Server {
@@ -50,7 +60,13 @@ impl Server {
     pub fn new(config: Config, socket: PathBuf, telling: Telling) -> Result<Self, String> {
         let tls = tls::server(&config.certificate, &config.key, &config.client_ca)?;
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        Ok(Self { config, socket, acceptor, places: Places::default(), telling })
+        let good_until = good_until(&config.certificate);
+        Ok(Self { config, socket, acceptor, places: Places::default(), telling, good_until })
+    }
+
+    /// When the device's certificate ends.
+    pub fn good_until(&self) -> Option<Timestamp> {
+        self.good_until
     }
 
     /// What it was told.
@@ -141,6 +157,12 @@ impl Server {
         // A peer that is gone, or talks nonsense, is its own fault.
         let _ = http().serve_connection(TokioIo::new(stream), service).await;
     }
+}
+
+/// When the first certificate of a file ends.
+fn good_until(certificate: &Path) -> Option<Timestamp> {
+    let chain = tls::certificates(certificate).ok()?;
+    Some(Certificate::read(chain.first()?).ok()?.info().not_after)
 }
 
 /// The certificates of whoever is there, as the agent is told them, and the SHA-256 of the first.

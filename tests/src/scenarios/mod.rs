@@ -24,6 +24,7 @@ mod catalogs;
 mod catalogs_hostile;
 mod churn;
 mod commissioning;
+pub mod confined;
 mod events_received;
 mod events_stream;
 mod execve_check;
@@ -149,6 +150,7 @@ pub const ALL: &[Scenario] = &[
     once("policy-push-killed", bundles::killed),
     once("policy-falls-back", bundles_at_start::falls_back),
     once("policy-push-network", bundles_network::pushed),
+    once("confined-by-itself", confined::by_itself),
     usual("signatures", signatures::first_sight),
     usual("signatures-fs-verity", signatures::verity),
     once("signatures-rejected", signatures::rejected),

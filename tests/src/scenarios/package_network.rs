@@ -69,6 +69,9 @@ pub(super) fn after(pki: &Pki) -> Result<()> {
         sh("systemd-analyze security --no-pager portcullis-network | tail -n 1")?.trim()
     );
     sh("systemctl is-enabled portcullis-network")?;
+    let confined = sh("journalctl --no-pager -u portcullis-network | grep 'confined by itself'")?;
+    println!("  {}", confined.lines().last().unwrap_or_default());
+    ensure!(!confined.contains("not confined"), "{confined}");
 
     // With the agent it is stopped, and with the agent it comes again.
     sh("systemctl restart portcullis")?;

@@ -378,7 +378,7 @@ async fn what_keeps_the_door_shut_is_told_until_it_is_mended() {
     let agent = tokio::spawn(Arc::new(network).serve(listener, uid));
     let door = tokio::spawn({
         let (file, socket) = (file.clone(), socket.clone());
-        async move { crate::door::run(&file, &socket).await }
+        async move { crate::door::run(&file, &socket, |_| {}).await }
     });
     let mut check = async || loop {
         match timeout(LONG, told.recv()).await.expect("told in time") {
@@ -412,7 +412,7 @@ async fn what_keeps_the_door_shut_is_told_until_it_is_mended() {
     agent.abort();
     // A device without one is left alone.
     fs::write(&file, "name = \"pump-3\"\n").expect("written");
-    timeout(LONG, crate::door::run(&file, &socket)).await.expect("nothing to do");
+    timeout(LONG, crate::door::run(&file, &socket, |_| {})).await.expect("nothing to do");
 }
 
 #[test]
