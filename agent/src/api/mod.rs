@@ -7,7 +7,7 @@
 //! nothing itself: what may be asked is sent to the agent's loop, as from the local socket, and a policy is
 //! judged by its signatures there. `docs/fleet-push.md` describes it for operators.
 
-pub(crate) mod claim;
+pub mod claim;
 pub mod client;
 pub mod config;
 pub mod content;
@@ -21,7 +21,7 @@ pub(crate) mod routes;
 pub(crate) mod socket;
 pub(crate) mod tls;
 pub(crate) mod upload;
-pub(crate) mod word;
+pub mod word;
 
 use std::thread::{self, JoinHandle};
 
@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::{event::AccessRefused, kernel::check::Check};
 
-pub use routes::asked;
+pub use routes::{asked, written};
 
 /// Version of what is asked and answered; the first part of every path.
 pub const VERSION: &str = "v1";
