@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::Write,
     os::fd::AsRawFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread::sleep,
     time::{Duration, Instant},
@@ -149,11 +149,17 @@ pub fn held() -> Result<()> {
 
     // A controller that comes later holds from its first moment.
     drop(evil);
-    let run = |arguments: &[&str]| Command::new(arguments[0]).args(&arguments[1..]).status();
-    ensure!(
-        run(&["/bin/rmmod", "dummy_hcd"])?.success()
-            && run(&["/sbin/modprobe", "dummy_hcd"])?.success()
-    );
+    if is_built_in("dummy_hcd") {
+        let found = drivers_devices("platform", "dummy_hcd")?;
+        give_up(&found)?;
+        take_again(&found)?;
+    } else {
+        let run = |arguments: &[&str]| Command::new(arguments[0]).args(&arguments[1..]).status();
+        ensure!(
+            run(&["/bin/rmmod", "dummy_hcd"])?.success()
+                && run(&["/sbin/modprobe", "dummy_hcd"])?.success()
+        );
+    }
     ensure!(defaults()?.iter().all(|value| value == "0"), "{:?}", defaults()?);
     let evil = Gadget::plug("EVIL5", &[Function::Storage])?;
     evil.never_bound()?;
@@ -162,6 +168,38 @@ pub fn held() -> Result<()> {
     evil.bound_to(&["usb-storage"])?;
     ensure!(defaults()? == before, "{before:?} became {:?}", defaults()?);
     Ok(())
+}
+
+/// Whether a module that is there is part of the kernel, so that it cannot go.
+pub(super) fn is_built_in(module: &str) -> bool {
+    let folder = Path::new("/sys/module").join(module);
+    // Only what was loaded says how far it has come. Not all that is built in has a folder.
+    !folder.join("initstate").exists()
+}
+
+/// Devices on a bus that a driver has, by the folder of that driver.
+pub(super) fn drivers_devices(bus: &str, driver: &str) -> Result<Vec<PathBuf>> {
+    let folder = Path::new("/sys/bus").join(bus).join("drivers").join(driver);
+    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let mut found: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    found.retain(|path| path.is_symlink() && path.file_name() != Some("module".as_ref()));
+    ensure!(!found.is_empty(), "{driver} has no devices");
+    Ok(found)
+}
+
+/// The driver lets go of its devices, as if they were taken out.
+pub(super) fn give_up(devices: &[PathBuf]) -> Result<()> {
+    devices.iter().try_for_each(|device| tell_driver(device, "unbind"))
+}
+
+/// It takes them again.
+pub(super) fn take_again(devices: &[PathBuf]) -> Result<()> {
+    devices.iter().try_for_each(|device| tell_driver(device, "bind"))
+}
+
+fn tell_driver(device: &Path, what: &str) -> Result<()> {
+    let name = device.file_name().and_then(|name| name.to_str()).context("a device's name")?;
+    write(&device.with_file_name(what), name).with_context(|| format!("{what} {name}"))
 }
 
 /// Devices come and go while the agent does not look: the kernel has seen them.

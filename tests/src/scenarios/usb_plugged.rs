@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     base_policy, modprobe,
-    usb::{PARAMETER, defaults, read_only},
+    usb::{PARAMETER, defaults, drivers_devices, give_up, is_built_in, read_only, take_again},
 };
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json, text},
@@ -106,9 +106,16 @@ pub fn plugged() -> Result<()> {
     Ok(())
 }
 
-/// usbcore and everything above it goes, and comes while the agent runs. Returns the stick that was let
-/// in, and the other.
+/// usbcore and everything above it goes, and comes while the agent runs; where it is part of the kernel, the
+/// controllers do. Returns the stick that was let in, and the other.
 fn reloaded(network: &str) -> Result<[String; 2]> {
+    if is_built_in("usbcore") {
+        let controllers = drivers_devices("pci", "xhci_hcd")?;
+        give_up(&controllers)?;
+        let mark = events::mark()?;
+        take_again(&controllers)?;
+        return judged_again(mark, network);
+    }
     for module in ["usb_storage", "usbhid", "xhci_pci", "xhci_hcd", "usbcore"] {
         // Some have gone with others, or were never there.
         let _ = std::process::Command::new("/bin/rmmod").arg(module).status();
@@ -118,6 +125,10 @@ fn reloaded(network: &str) -> Result<[String; 2]> {
     for module in ["xhci_pci", "usb_storage", "sd_mod"] {
         modprobe(module)?;
     }
+    judged_again(mark, network)
+}
+
+fn judged_again(mark: events::Mark, network: &str) -> Result<[String; 2]> {
     let stick = |state: &str| -> Result<String> {
         let event = events::wait_for(mark, &format!("a stick that is {state}"), |event| {
             event["type"] == "usb"
