@@ -53,8 +53,9 @@ pub fn ioctl_32(file: &File, request: u32, value: u32) -> std::io::Result<()> {
             in("edx") place.addr(),
             out("r8") _, out("r9") _, out("r10") _, out("r11") _,
         );
-        rustix::mm::munmap(place, size)?;
     }
+    // SAFETY: it was mapped above, and nobody else knows it.
+    unsafe { rustix::mm::munmap(place, size)? };
     if answer < 0 { Err(Error::from_raw_os_error(-answer)) } else { Ok(()) }
 }
 
