@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{fleet_catalogs, package::sh};
+use super::{
+    fleet_catalogs,
+    package::{forbid_strictly, nothing_was_forbidden, sh},
+};
 use crate::{
     agent::{PATIENCE, expect, json, portcullis},
     pki::Pki,
@@ -21,6 +24,8 @@ use crate::{
 pub(super) const FOLDER: &str = "/root/fleet";
 const SERVER: &str = "/opt/receivers/usr/sbin/nats-server";
 const ADDRESS: &str = "tls://127.0.0.1:4222";
+/// The same as the device knows it: a name has to be found, by a process that may read nearly nothing.
+const BY_NAME: &str = "tls://localhost:4222";
 
 /// A server that ends with the scenario.
 struct Server(Child);
@@ -115,18 +120,20 @@ pub(super) fn journal() -> Result<String> {
 /// What an operator says through the servers is done for its signature, at once or when the device comes
 /// back; and what the device does is told there.
 pub fn through_servers() -> Result<()> {
+    forbid_strictly()?;
     // Another scenario may have purged it.
     sh(
         "systemctl is-system-running --wait > /dev/null; dpkg --install /files/portcullis_0.0.1_*.deb",
     )?;
     let pki = Pki::new(FOLDER)?;
     for name in ["server", "ann", "pump-3"] {
-        pki.make_for(name, &[name, "127.0.0.1"])?;
+        pki.make_for(name, &[name, "127.0.0.1", "localhost"])?;
     }
     for name in ["ops", "stranger"] {
         expect(0, &["key", "generate", "-o", &format!("{FOLDER}/{name}.pem")])?;
     }
-    let _server = server()?;
+    sh("grep -qs localhost /etc/hosts || echo '127.0.0.1 localhost' >> /etc/hosts")?;
+    let first = server()?;
     fs::write("/etc/portcullis/policy.toml", policy_text(1))?;
     fs::copy(format!("{FOLDER}/ops.pub.pem"), "/etc/portcullis/ops.pub.pem")?;
     let own = "/etc/portcullis/fleet";
@@ -137,7 +144,7 @@ pub fn through_servers() -> Result<()> {
     fs::write(
         "/etc/portcullis/device.toml",
         format!(
-            "name = \"pump-3\"\ngroups = [\"plant-7\"]\n[fleet]\nservers = [\"{ADDRESS}\"]\n\
+            "name = \"pump-3\"\ngroups = [\"plant-7\"]\n[fleet]\nservers = [\"{BY_NAME}\"]\n\
              certificate = \"{own}/pump-3.pem\"\nkey = \"{own}/pump-3.key\"\nca = \"{own}/ca.pem\"\n"
         ),
     )?;
@@ -165,6 +172,15 @@ pub fn through_servers() -> Result<()> {
         sleep(Duration::from_millis(500));
     };
     ensure!(said["device"] == "pump-3" && said["policy"]["version"] == 1, "{said}");
+    let confined = sh("journalctl --no-pager -u portcullis-fleet | grep 'confined by itself'")?;
+    println!("  {}", confined.trim());
+    ensure!(!confined.contains("not confined"), "{confined}");
+    // Servers come back, and are found again.
+    drop(first);
+    let _server = server()?;
+    sh(
+        "for i in $(seq 100); do grep -q ' 0100007F:107E 01 ' /proc/net/tcp && exit 0; sleep 0.5; done; exit 1",
+    )?;
 
     // A policy counts for its signature, whoever brings it.
     for (bundle, why) in
@@ -206,6 +222,7 @@ pub fn through_servers() -> Result<()> {
     }
     fleet_catalogs::let_in_and_taken_back()?;
     sh("systemctl stop portcullis-fleet && dpkg --purge portcullis")?;
+    nothing_was_forbidden()?;
     ensure!(!Path::new("/var/lib/portcullis-fleet").exists(), "the link's folder is left");
     Ok(())
 }
