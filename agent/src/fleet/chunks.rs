@@ -21,11 +21,12 @@ use super::{
     words::Stored,
 };
 
-/// Bytes of a chunk: a message may have 1 MiB, as servers are set up.
-pub const CHUNK: usize = 512 << 10;
+/// Bytes of a chunk. What was asked for and is not sent yet is in a server's memory, for each device that it
+/// serves: with these two, 256 KiB.
+pub const CHUNK: usize = 128 << 10;
 
 /// Chunks that are on their way at once.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 2;
 
 /// How often a chunk is asked for that is not there.
 const ATTEMPTS: u32 = 6;
