@@ -59,9 +59,6 @@ pub struct Layout {
     pub hashing: Hashing,
     /// Whether programs can judge the scripts that interpreters open.
     pub can_judge_scripts: bool,
-    /// Whether the LSM hook `file_post_open` exists (from 6.9): without it, a script that an
-    /// interpreter opens cannot be hashed at that moment.
-    pub has_file_post_open: bool,
     /// Whether programs can read short names of files, by which the USB gate knows its switches.
     pub has_short_names: bool,
     /// Whether a program is called for one task while it works for another on the same processor
@@ -146,7 +143,6 @@ impl Layout {
             // was protected from recursion by being skipped, security programs too.
             runs_when_busy: btf.has_function("__bpf_prog_enter_sleepable_recur")
                 || btf.offset("bpf_prog", "active").is_err(),
-            has_file_post_open: btf.has_function("bpf_lsm_file_post_open"),
             attachable: only_functions(&btf, hooks::functions().iter().map(AsRef::as_ref)),
         })
     }
