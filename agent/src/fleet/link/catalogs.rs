@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,7 +13,8 @@ use tokio::time::sleep;
 
 use super::{
     Link,
-    wanted::{ATTEMPTS, number_of, refused},
+    changes::Changes,
+    wanted::{ATTEMPTS, refused},
 };
 use crate::{
     api::{client::Ask, content::Content},
@@ -24,7 +24,6 @@ use crate::{
     fleet::{
         FleetError,
         chunks::{self, Kind},
-        connect::by_chance,
         direct::{self, Found},
         listing::{Listed, Listing, OfCatalog, State},
         names::{Target, WANTED_STREAM},
@@ -118,17 +117,11 @@ impl Synced {
 impl Link {
     /// Keeps what the device shall have, for ever.
     pub(super) async fn keep_catalogs(&self) -> Result<(), FleetError> {
-        let mut connected = self.connection.connected.clone();
-        let mut changes = Vec::new();
-        for target in self.targets() {
-            let subscribed = self.connection.client.subscribe(target.catalogs_changed()).await;
-            changes.push(subscribed.map_err(FleetError::of("listening to the servers"))?);
-        }
-        let mut changes = stream::select_all(changes);
+        let mut changes = Changes::of(self, Target::catalogs_changed).await?;
         let mut synced = self.kept.synced();
         let mut at_least = 0;
         loop {
-            connected.mark_unchanged();
+            changes.looked();
             let again = match self.sync_catalogs(&mut synced, at_least).await {
                 Ok(true) => self.pace.look,
                 Ok(false) => self.pace.retry,
@@ -137,18 +130,10 @@ impl Link {
                     self.pace.retry
                 }
             };
-            at_least = 0;
-            tokio::select! {
-                change = changes.next() => {
-                    let Some(change) = change else {
-                        return Err(FleetError::Broken("the client has ended".into()));
-                    };
-                    at_least = number_of(&change);
-                }
-                _ = connected.changed() => {}
-                () = self.other_policy.notified() => {}
-                () = sleep(by_chance(again)) => {}
-            }
+            at_least = tokio::select! {
+                said = changes.next(again) => said?.unwrap_or(0),
+                () = self.other_policy.notified() => 0,
+            };
         }
     }
 

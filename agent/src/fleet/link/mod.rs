@@ -1,6 +1,7 @@
 //! The device's end: does what is wanted, and says how the device is.
 
 mod catalogs;
+mod changes;
 mod events;
 mod report;
 mod state;

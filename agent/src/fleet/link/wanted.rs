@@ -2,12 +2,10 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use async_nats::Message;
-use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use super::Link;
+use super::{Link, changes::Changes};
 use crate::{
     api::{
         client::{Ask, AskError},
@@ -18,9 +16,8 @@ use crate::{
     fleet::{
         FleetError,
         chunks::{self, Kind},
-        connect::by_chance,
         direct::{self, Found},
-        names::WANTED_STREAM,
+        names::{Target, WANTED_STREAM},
         words::{Answered, Outcome, Stored, Wanted, What},
     },
     sync::lock,
@@ -75,17 +72,10 @@ struct Changed {
 impl Link {
     /// Does what is wanted, for ever.
     pub(super) async fn do_what_is_wanted(&self) -> Result<(), FleetError> {
-        let mut connected = self.connection.connected.clone();
-        let mut changes = Vec::new();
-        for target in self.targets() {
-            // The client says it again to every server that it is connected to.
-            let subscribed = self.connection.client.subscribe(target.changed()).await;
-            changes.push(subscribed.map_err(FleetError::of("listening to the servers"))?);
-        }
-        let mut changes = stream::select_all(changes);
+        let mut changes = Changes::of(self, Target::changed).await?;
         let mut at_least = 0;
         loop {
-            connected.mark_unchanged();
+            changes.looked();
             let again = match self.look(at_least).await {
                 Ok(true) => self.pace.look,
                 Ok(false) => self.pace.retry,
@@ -94,20 +84,13 @@ impl Link {
                     self.pace.retry
                 }
             };
-            at_least = 0;
-            tokio::select! {
-                change = changes.next() => {
-                    let Some(change) = change else {
-                        return Err(FleetError::Broken("the client has ended".into()));
-                    };
-                    // Also a way to ask how the device is.
-                    self.is_asked.store(true, Relaxed);
-                    self.news.notify_one();
-                    at_least = number_of(&change);
-                }
-                _ = connected.changed() => {}
-                () = sleep(by_chance(again)) => {}
+            let said = changes.next(again).await?;
+            if said.is_some() {
+                // Also a way to ask how the device is.
+                self.is_asked.store(true, Relaxed);
+                self.news.notify_one();
             }
+            at_least = said.unwrap_or(0);
         }
     }
 
@@ -258,12 +241,6 @@ impl Link {
     }
 }
 
-/// The number of what has changed, if the servers say it.
-pub(super) fn number_of(change: &Message) -> u64 {
-    let number = change.headers.as_ref().and_then(|all| all.get("Nats-Sequence"));
-    number.and_then(|text| text.as_str().parse().ok()).unwrap_or(0)
-}
-
 /// What the agent's no means: it says no, or it could not be asked.
 pub(super) fn refused(error: AskError) -> (Outcome, String) {
     let outcome = match &error {
@@ -276,7 +253,6 @@ pub(super) fn refused(error: AskError) -> (Outcome, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::names::Target;
 
     const ID: &str = "0123456789abcdef";
     const OTHER: &str = "fedcba9876543210";
