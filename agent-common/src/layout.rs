@@ -62,6 +62,10 @@ unsafe impl aya::Pod for OverlayLayout {}
 /// kernels that have the function, the agent puts its number in.
 pub const FSVERITY_CALL: u32 = 0x7e51_0a5c;
 
+/// Stands likewise for the call of `bpf_rdonly_cast`, which gives back the pointer that it is given. Where
+/// the verifier makes no difference by it, the agent puts the move of a register in its place.
+pub const LOOK_CALL: u32 = 0x7e51_0a5d;
+
 /// The kernel's answer to that call (`struct fsverity_digest`, linux/fsverity.h), with room for
 /// SHA-256.
 #[derive(Clone, Copy, Debug, Default)]

@@ -19,7 +19,8 @@ pub use event::{
     ANCESTORS, Ancestor, BpfLoad, COMM_LEN, Event, EventHeader, PATH_LONG, PATH_SHORT, PathStatus,
 };
 pub use layout::{
-    EnumValue, FSVERITY_CALL, Field, Fields, FsverityDigest, NO_ENUMERATOR, OverlayLayout,
+    EnumValue, FSVERITY_CALL, Field, Fields, FsverityDigest, LOOK_CALL, NO_ENUMERATOR,
+    OverlayLayout,
 };
 pub use policy::{
     Active, Choices, DIGEST_LEN, Digest, FILESYSTEM_IS_SERVED, Kinds, Mode, Rule, SLOTS,

@@ -13,8 +13,8 @@ use crate::{
     instructions,
     judge::Hook,
     layout::{
-        FILE_TYPE, File, HASH_ALGO_SHA256, Inode, inode_filesystem_flags, inode_mode, inode_size,
-        inode_writers, rarely_filesystem, sealed_against_writing,
+        FILE_TYPE, File, HASH_ALGO_SHA256, Inode, inode_filesystem, inode_filesystem_flags,
+        inode_mode, inode_size, inode_writers, sealed_against_writing,
     },
     maps::{
         MAX_HASHED_BYTES, MEMFD_DEVICE, VERDICTS, WAS_MAPPED, active, count,
@@ -171,7 +171,7 @@ pub unsafe fn appraise(
         appraisal.active = active();
         let generation = appraisal.active.generation();
         let rule = if has_digest { rule(generation, &appraisal.digest) } else { None };
-        if is_untrusted_filesystem(rarely_filesystem(inode).magic, generation) {
+        if is_untrusted_filesystem(inode_filesystem(inode).magic, generation) {
             appraisal.reason = Some(Reason::Filesystem);
             return appraisal;
         }
@@ -320,13 +320,13 @@ unsafe fn why_not_identifiable(
             Some(Reason::NotAFile)
         } else if gate as u8 == Gate::Interpreter as u8 && is_made_up(inode) {
             Some(Reason::NotAFile)
-        } else if is_untrusted_filesystem(rarely_filesystem(inode).magic, generation) {
+        } else if is_untrusted_filesystem(inode_filesystem(inode).magic, generation) {
             Some(Reason::Filesystem)
         } else if inode_size(inode) > MAX_HASHED_BYTES.load() {
             Some(Reason::TooLarge)
         } else if overlay::is_merged(inode) {
             overlay::check_layers_first(file, inode, generation).err()
-        } else if rarely_filesystem(inode).device == MEMFD_DEVICE.load()
+        } else if inode_filesystem(inode).device == MEMFD_DEVICE.load()
             && !sealed_against_writing(file)
         {
             Some(Reason::Unsealed)

@@ -15,7 +15,7 @@ use portcullis_common::{
 };
 
 use crate::{
-    layout::{File, Inode, inode_flags, load},
+    layout::{File, Inode, inode_flags, load, look_at_inode},
     maps::{active, rule},
 };
 
@@ -88,7 +88,7 @@ unsafe fn digest_of(inode: *const Inode) -> Option<Digest> {
     // SAFETY: by the contract. The kernel sets the pointer when the file is opened, and keeps it
     // as long as the inode (`fsverity_file_open` in fs/verity/open.c); null reads as zero.
     unsafe {
-        let info: *const c_void = load(inode, &INODE_I_VERITY_INFO);
+        let info: *const c_void = load(look_at_inode(inode), &INODE_I_VERITY_INFO);
         // The only algorithms are SHA-256 and SHA-512.
         if load::<u32, _>(info, &FSVERITY_INFO_DIGEST_SIZE) != DIGEST_LEN as u32 {
             return None;

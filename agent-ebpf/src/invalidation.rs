@@ -13,8 +13,8 @@ use crate::{
     instructions,
     judge::{Hook, count_outcome, outcome},
     layout::{
-        Dentry, FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Inode, dentry_inode, file_inode,
-        file_mode, file_path, inode_mode, inode_special_device, path_dentry,
+        Dentry, FILE_TYPE, FMODE_NOACCOUNT, FMODE_WRITE, File, Inode, dentry_inode, file_dentry,
+        file_inode, file_mode, inode_mode, inode_special_device, path_dentry,
     },
     maps::{VERDICTS, active, is_mounted_device},
     overlay,
@@ -106,7 +106,7 @@ pub fn invalidate_file_truncate(ctx: LsmContext) -> i32 {
     let file: *const File = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
     // The verifier of 7.2 does not trust what is reached by way of a file's path.
-    unsafe { truncated(path_dentry(file_path(file)), file_inode(file)) }
+    unsafe { truncated(file_dentry(file), file_inode(file)) }
 }
 
 /// # Safety

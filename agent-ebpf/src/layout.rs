@@ -12,6 +12,8 @@ use aya_ebpf::{
 use core::{ffi::c_void, mem::MaybeUninit};
 use portcullis_common::{NO_ENUMERATOR, Process, ProgramKey, for_each_kernel_field};
 
+use crate::instructions::only_to_look;
+
 macro_rules! globals {
     (
         fields { $($field:ident = $structure:ident . $member:ident;)* }
@@ -52,11 +54,19 @@ static LINUX_BINPRM_IS_CHECK_BIT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TASKS_ARE_COPIED: Global<u32> = Global::new(0);
 
-/// 1 if what only goes into records is copied. Where the verifier looks for a type's name in all of the
-/// kernel's BTF whenever a tracked pointer is followed (`btf_nested_type_is_trusted`, from 6.3), the
-/// programs are loaded in half the time then. `lockdown=confidentiality` refuses it.
+/// Numbers of types in the kernel's BTF, for [`only_to_look`]; 0 where that does nothing.
 #[unsafe(no_mangle)]
-static RECORDS_ARE_COPIED: Global<u32> = Global::new(0);
+static TASK_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static INODE_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static DENTRY_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OPEN_FILE_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static PATH_TYPE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static PROGRAM_TYPE: Global<u32> = Global::new(0);
 
 // Macros of the kernel, which its BTF does not have. They have been the same from 5.10 to 7.2.
 
@@ -107,20 +117,34 @@ unsafe fn load_of_task<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
     unsafe { copy(base, offset) }
 }
 
-/// The same for what only goes into records, or is compared: no helper that wants a tracked pointer can
-/// be given what is reached in this way.
-///
-/// # Safety
-/// As for [`load`], or `base` was itself reached in this way; `T` is an integer, a pointer or an array of
-/// them.
+/// The same task, whose members no helper is given ([`only_to_look`]).
 #[inline(always)]
-unsafe fn glance<T: Copy, B>(base: *const B, offset: &Global<u32>) -> T {
-    if RECORDS_ARE_COPIED.load() == 0 {
-        // SAFETY: by the contract.
-        return unsafe { load_of_task(base, offset) };
-    }
-    // SAFETY: by the contract.
-    unsafe { copy(base, offset) }
+pub fn look_at_task(task: *const Task) -> *const Task {
+    only_to_look(task, TASK_TYPE.load())
+}
+
+/// The same inode, likewise.
+#[inline(always)]
+pub fn look_at_inode(inode: *const Inode) -> *const Inode {
+    only_to_look(inode, INODE_TYPE.load())
+}
+
+/// The same directory entry, likewise.
+#[inline(always)]
+pub fn look_at_dentry(dentry: *const Dentry) -> *const Dentry {
+    only_to_look(dentry, DENTRY_TYPE.load())
+}
+
+/// The same open file, likewise.
+#[inline(always)]
+pub fn look_at_file(file: *const File) -> *const File {
+    only_to_look(file, OPEN_FILE_TYPE.load())
+}
+
+/// The same `struct path`, likewise.
+#[inline(always)]
+pub fn look_at_path(path: *const c_void) -> *const c_void {
+    only_to_look(path, PATH_TYPE.load())
 }
 
 /// Copies a member of what may not be there any more; that gives zeros.
@@ -228,15 +252,10 @@ accessors! { by load_of_task:
     task_pid(Task) -> u32 = TASK_STRUCT_TGID;
     /// Not zero if somebody steers the task, as a debugger does.
     task_tracing(Task) -> u32 = TASK_STRUCT_PTRACE;
-}
-
-accessors! { by glance:
-    /// The real parent of a task, or of what this gave.
-    ancestor(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
-    /// Process id (thread group) in the initial namespace of a task, or of what [`ancestor`] gave.
-    ancestor_pid(Task) -> u32 = TASK_STRUCT_TGID;
+    /// The real parent.
+    task_parent(Task) -> *const Task = TASK_STRUCT_REAL_PARENT;
     /// Its name: as two words, to keep the loads few.
-    ancestor_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
+    task_comm(Task) -> [u64; 2] = TASK_STRUCT_COMM;
 }
 
 /// Whether somebody steers the process that is about to run the program, as a debugger does:
@@ -283,7 +302,7 @@ pub unsafe fn task_is_traced(task: *const Task) -> bool {
 pub unsafe fn task_started(task: *const Task) -> u64 {
     // SAFETY: by the contract; a task always has a leader.
     unsafe {
-        let leader: *const Task = load(task, &TASK_STRUCT_GROUP_LEADER);
+        let leader: *const Task = load(look_at_task(task), &TASK_STRUCT_GROUP_LEADER);
         load::<u64, _>(leader, &TASK_STRUCT_START_BOOTTIME) / Process::TICK
     }
 }
@@ -319,7 +338,10 @@ pub unsafe fn bpf_attribute(attributes: *const u32, at: usize) -> u32 {
 #[inline(always)]
 pub unsafe fn bpf_program_id(program: *const c_void) -> u32 {
     // SAFETY: by the contract.
-    unsafe { load(load::<*const c_void, _>(program, &BPF_PROG_AUX), &BPF_PROG_AUX_ID) }
+    unsafe {
+        let program = only_to_look(program, PROGRAM_TYPE.load());
+        load(load::<*const c_void, _>(program, &BPF_PROG_AUX), &BPF_PROG_AUX_ID)
+    }
 }
 
 /// Whether short names can be read.
@@ -363,8 +385,8 @@ pub fn current_process() -> Process {
     // SAFETY: the task is the current one, which always has a leader.
     unsafe {
         let task = current_task();
-        let leader: *const Task = glance(task, &TASK_STRUCT_GROUP_LEADER);
-        let started: u64 = glance(leader, &TASK_STRUCT_START_BOOTTIME);
+        let leader: *const Task = load_of_task(look_at_task(task), &TASK_STRUCT_GROUP_LEADER);
+        let started: u64 = load_of_task(leader, &TASK_STRUCT_START_BOOTTIME);
         Process { started: started / Process::TICK, pid: task_pid(task), reserved: 0 }
     }
 }
@@ -379,6 +401,16 @@ pub unsafe fn file_path(file: *const File) -> *const c_void {
     unsafe { file.byte_add(FILE_F_PATH.load() as usize).cast() }
 }
 
+/// The open file's directory entry, only to look at.
+///
+/// # Safety
+/// `file` is a kernel pointer that the verifier tracks.
+#[inline(always)]
+pub unsafe fn file_dentry(file: *const File) -> *const Dentry {
+    // SAFETY: by the contract.
+    unsafe { path_dentry(file_path(look_at_file(file))) }
+}
+
 /// What a filesystem is known by.
 #[derive(Clone, Copy)]
 pub struct Filesystem {
@@ -388,8 +420,7 @@ pub struct Filesystem {
     pub magic: u64,
 }
 
-/// The inode's filesystem. Both numbers at once: each way from an inode to its superblock costs the
-/// verifier searches through all of the kernel's types ([`glance`]).
+/// The inode's filesystem.
 ///
 /// # Safety
 /// `inode` is a kernel pointer that the verifier tracks.
@@ -397,26 +428,10 @@ pub struct Filesystem {
 pub unsafe fn inode_filesystem(inode: *const Inode) -> Filesystem {
     // SAFETY: by the contract; an inode always has a superblock.
     unsafe {
-        let superblock: *const c_void = load_of_task(inode, &INODE_I_SB);
+        let superblock: *const c_void = load_of_task(look_at_inode(inode), &INODE_I_SB);
         Filesystem {
             device: load_of_task(superblock, &SUPER_BLOCK_S_DEV),
             magic: load_of_task(superblock, &SUPER_BLOCK_S_MAGIC),
-        }
-    }
-}
-
-/// The same for records, and wherever calls of the kernel do not count: without any search.
-///
-/// # Safety
-/// `inode` is a kernel pointer that the verifier tracks.
-#[inline(always)]
-pub unsafe fn rarely_filesystem(inode: *const Inode) -> Filesystem {
-    // SAFETY: by the contract; an inode always has a superblock.
-    unsafe {
-        let superblock: *const c_void = glance(inode, &INODE_I_SB);
-        Filesystem {
-            device: glance(superblock, &SUPER_BLOCK_S_DEV),
-            magic: glance(superblock, &SUPER_BLOCK_S_MAGIC),
         }
     }
 }
@@ -428,7 +443,10 @@ pub unsafe fn rarely_filesystem(inode: *const Inode) -> Filesystem {
 #[inline(always)]
 pub unsafe fn inode_filesystem_flags(inode: *const Inode) -> u64 {
     // SAFETY: by the contract; an inode always has a superblock.
-    unsafe { load(load::<*const c_void, _>(inode, &INODE_I_SB), &SUPER_BLOCK_S_IFLAGS) }
+    unsafe {
+        let superblock: *const c_void = load(look_at_inode(inode), &INODE_I_SB);
+        load(superblock, &SUPER_BLOCK_S_IFLAGS)
+    }
 }
 
 /// Whether the file is a memfd that is sealed against writing.
@@ -443,7 +461,7 @@ pub unsafe fn inode_filesystem_flags(inode: *const Inode) -> u64 {
 pub unsafe fn sealed_against_writing(file: *const File) -> bool {
     // SAFETY: by the contract; an open file always has a mapping.
     unsafe {
-        let mapping: *const c_void = load(file, &FILE_F_MAPPING);
+        let mapping: *const c_void = load(look_at_file(file), &FILE_F_MAPPING);
         load::<i32, _>(mapping, &ADDRESS_SPACE_I_MMAP_WRITABLE) < 0
     }
 }
@@ -465,9 +483,20 @@ pub fn current_task() -> *const Task {
 /// Every load through a null or stale pointer gives zero.
 #[inline(always)]
 pub fn own_program() -> *const Inode {
+    own_program_of(current_task())
+}
+
+/// The same, only to look at.
+#[inline(always)]
+pub fn look_at_own_program() -> *const Inode {
+    own_program_of(look_at_task(current_task()))
+}
+
+#[inline(always)]
+fn own_program_of(task: *const Task) -> *const Inode {
     // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
     unsafe {
-        let mm: *const c_void = load_of_task(current_task(), &TASK_STRUCT_MM);
+        let mm: *const c_void = load_of_task(task, &TASK_STRUCT_MM);
         let exe_file: *const File = load_of_task(mm, &MM_STRUCT_EXE_FILE);
         load_of_task(exe_file, &FILE_F_INODE)
     }
@@ -478,7 +507,7 @@ pub fn own_program() -> *const Inode {
 pub fn arguments() -> (u64, u64) {
     // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
     unsafe {
-        let mm: *const c_void = load(current_task(), &TASK_STRUCT_MM);
+        let mm: *const c_void = load(look_at_task(current_task()), &TASK_STRUCT_MM);
         (load(mm, &MM_STRUCT_ARG_START), load(mm, &MM_STRUCT_ARG_END))
     }
 }
@@ -489,7 +518,7 @@ pub fn arguments() -> (u64, u64) {
 pub fn name_being_opened() -> u64 {
     // SAFETY: the task is the current one; a null or stale pointer in the chain reads as zero.
     unsafe {
-        let lookup: *const c_void = load(current_task(), &TASK_STRUCT_NAMEIDATA);
+        let lookup: *const c_void = load(look_at_task(current_task()), &TASK_STRUCT_NAMEIDATA);
         let name: *const c_void = load(lookup, &NAMEIDATA_NAME);
         load(name, &FILENAME_NAME)
     }
@@ -507,7 +536,7 @@ pub fn name_is_copied() -> bool {
 /// `inode` is a kernel pointer; it is only compared.
 #[inline(always)]
 pub unsafe fn is_own_program(inode: *const Inode) -> bool {
-    core::ptr::addr_eq(own_program(), inode)
+    core::ptr::addr_eq(look_at_own_program(), inode)
 }
 
 /// How a program is recognised by its inode.

@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+// Nobody sees warnings of a build within another one.
+#![deny(unused)]
 
 mod appraisal;
 mod appraised;

@@ -7,7 +7,7 @@ use crate::{
     appraisal::Appraisal,
     instructions,
     judge::{Hook, count_outcome, judge, outcome},
-    layout::{Vma, own_program, program_key, vma_file, vma_flags, vma_own_pages},
+    layout::{Vma, look_at_own_program, program_key, vma_file, vma_flags, vma_own_pages},
     maps::{active, digest_of_jit_program, rule, tell_once},
     report::{Report, report_without_path},
 };
@@ -71,7 +71,7 @@ pub fn judge_memory(reason: Reason) -> i32 {
     if active == Active::NONE || active.choices().contains(Choices::MEMORY_ALLOWED) {
         return 0;
     }
-    let inode = own_program();
+    let inode = look_at_own_program();
     // SAFETY: a pointer that the verifier tracks, of which null and stale ones read as zero.
     let program = unsafe { program_key(inode) };
     let mut appraisal = Appraisal::new(active);

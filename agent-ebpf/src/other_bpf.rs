@@ -8,7 +8,7 @@ use crate::{
     guarded::{is_agent, runs_agent_program},
     instructions,
     judge::{Hook, count_outcome, outcome},
-    layout::{bpf_attribute, own_program},
+    layout::{bpf_attribute, look_at_own_program},
     maps::active,
     report::{Report, report_load},
 };
@@ -57,7 +57,7 @@ pub unsafe fn loaded(attributes: *const u32) -> i32 {
             attach: word(ATTACH),
             name: core::mem::transmute::<[u32; 4], [u8; 16]>(name),
         };
-        report_load(&told, own_program(), &load);
+        report_load(&told, look_at_own_program(), &load);
     }
     instructions::refusal(outcome as u8 == Outcome::Deny as u8)
 }

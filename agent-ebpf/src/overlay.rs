@@ -17,7 +17,7 @@ use crate::{
     instructions,
     layout::{
         DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data,
-        rarely_filesystem,
+        inode_filesystem,
     },
     maps::{
         LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem, remember_layer,
@@ -35,7 +35,7 @@ pub const MAGIC: u64 = 0x794c_7630;
 #[inline(always)]
 pub unsafe fn is_merged(inode: *const Inode) -> bool {
     // SAFETY: by the contract.
-    unsafe { rarely_filesystem(inode).magic == MAGIC }
+    unsafe { inode_filesystem(inode).magic == MAGIC }
 }
 
 /// 1 if the kernel lets programs read its memory, else 0, and everything below is cut out.

@@ -23,8 +23,9 @@ use crate::{
     instructions::any,
     judge::Hook,
     layout::{
-        Dentry, File, Filesystem, Inode, ancestor, ancestor_comm, ancestor_pid, current_task,
-        dentry_parent, file_path, inode_number, inode_size, rarely_filesystem, short_name,
+        Dentry, File, Filesystem, Inode, current_task, dentry_parent, file_path, inode_filesystem,
+        inode_number, inode_size, look_at_dentry, look_at_task, short_name, task_comm, task_parent,
+        task_pid,
     },
     maps::{EVENTS, count},
     names::names,
@@ -144,11 +145,7 @@ pub unsafe fn report_load(report: &Report<'_>, loader: *const Inode, load: &BpfL
 /// # Safety
 /// `inode` and `dentry` are kernel pointers that the verifier tracks.
 #[inline(always)]
-pub unsafe fn report_with_names(
-    report: &Report<'_>,
-    inode: *const Inode,
-    mut dentry: *const Dentry,
-) {
+pub unsafe fn report_with_names(report: &Report<'_>, inode: *const Inode, dentry: *const Dentry) {
     const ROOM: usize = Event::<PATH_SHORT>::NAME_ROOM;
     const { assert!(ROOM == size_of::<[u64; 4]>()) };
     let told = &Told::new(report);
@@ -159,6 +156,7 @@ pub unsafe fn report_with_names(
     let event = entry.as_mut_ptr();
     // SAFETY: the ring gave `size_of::<Event<PATH_SHORT>>()` writable bytes, and by the contract.
     unsafe {
+        let mut dentry = look_at_dentry(dentry);
         let header = &raw mut (*event).header;
         fill(header, told, PATH_SHORT as i32);
         (*header).names = 1;
@@ -223,7 +221,7 @@ unsafe fn identify(header: *mut EventHeader, inode: *const Inode) {
     unsafe {
         (*header).inode = inode_number(inode);
         (*header).size = inode_size(inode);
-        let Filesystem { device, magic: filesystem } = rarely_filesystem(inode);
+        let Filesystem { device, magic: filesystem } = inode_filesystem(inode);
         (*header).device = device;
         (*header).filesystem = filesystem as u32;
     }
@@ -260,21 +258,18 @@ unsafe fn fill(header: *mut EventHeader, told: &Told<'_>, path_status: i32) {
         (*header).names = (GIVES_PATHS.load() == 0) as u8;
         (*header).bpf = 0;
         (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
-        let mut task = current_task();
+        let mut task = look_at_task(current_task());
         let mut last = false;
         let mut index = 0;
         while index < ANCESTORS {
             // Above the first process there is only the idle task, which is its own parent.
-            last = last || ancestor_pid(task) <= 1;
-            task = ancestor(task);
+            last = last || task_pid(task) <= 1;
+            task = task_parent(task);
             (*header).ancestors[index] = if last {
                 Ancestor { pid: 0, comm: [0; COMM_LEN] }
             } else {
-                let comm = ancestor_comm(task);
-                Ancestor {
-                    pid: ancestor_pid(task),
-                    comm: transmute::<[u64; 2], [u8; COMM_LEN]>(comm),
-                }
+                let comm = task_comm(task);
+                Ancestor { pid: task_pid(task), comm: transmute::<[u64; 2], [u8; COMM_LEN]>(comm) }
             };
             index += 1;
         }

@@ -6,25 +6,20 @@
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
 use core::ffi::c_void;
-use portcullis_common::{Active, FileId, Gate, Kinds, MAP_PREFIX, Outcome, Reason, SHOW_MOUNT};
+use portcullis_common::{Gate, Kinds, MAP_PREFIX, Reason, SHOW_MOUNT};
 
 use crate::{
-    appraisal::Appraisal,
     guarded::{
         ObjectKind, guarded_of, is_agent, is_agent_program, is_agents_task, is_guarded_mount,
-        is_object, is_state_device, note_mount, runs_agent_program, task_runs_agent_program,
+        is_object, note_mount, runs_agent_program, task_runs_agent_program,
     },
-    instructions,
-    judge::{Hook, count_outcome, judge_without_file, outcome},
+    judge::judge_without_file,
     layout::{
-        Dentry, File, Filesystem, Inode, Task, bpf_attribute, bpf_map_name, bpf_program_id,
-        bprm_file, bprm_is_traced, current_process, dentry_inode, dentry_parent, file_inode,
-        file_path, has_short_names, inode_filesystem, path_dentry, path_mount, short_name,
+        Task, bpf_attribute, bpf_map_name, bpf_program_id, bprm_file, bprm_is_traced,
+        current_process, dentry_inode, file_inode, inode_filesystem, look_at_path, path_dentry,
+        path_mount,
     },
-    maps::active,
-    name::{Name, name},
     other_bpf,
-    report::{Report, report_with_names},
 };
 
 /// `PTRACE_MODE_ATTACH` (include/linux/ptrace.h): more than a look from outside.
@@ -143,7 +138,7 @@ pub fn shield_move_mount(ctx: LsmContext) -> i32 {
     let from: *const c_void = ctx.arg(0);
     // SAFETY: the hook's arguments are `const struct path *`.
     unsafe {
-        if is_guarded_mount(path_mount(from)) && !is_agent() {
+        if is_guarded_mount(path_mount(look_at_path(from))) && !is_agent() {
             return attempted(Reason::GateMount);
         }
         covered(ctx.arg(1))
@@ -156,6 +151,7 @@ pub fn shield_move_mount(ctx: LsmContext) -> i32 {
 unsafe fn covered(place: *const c_void) -> i32 {
     // SAFETY: by the contract.
     unsafe {
+        let place = look_at_path(place);
         // Other mount namespaces have other mounts, over which anything may be mounted.
         if !is_guarded_mount(path_mount(place)) {
             return 0;

@@ -10,8 +10,8 @@ use crate::{
     instructions,
     judge::{Hook, count_outcome, outcome},
     layout::{
-        Dentry, File, Filesystem, Inode, dentry_inode, dentry_parent, file_inode, file_path,
-        has_short_names, inode_filesystem, path_dentry, short_name,
+        Dentry, File, Filesystem, Inode, dentry_inode, dentry_parent, file_dentry, file_inode,
+        has_short_names, inode_filesystem, look_at_dentry, short_name,
     },
     maps::active,
     name::{Name, name},
@@ -115,7 +115,7 @@ pub fn shield_link(ctx: LsmContext) -> i32 {
         if let Some(reason) = guard_of(folder, filesystem) {
             return changed(folder, ctx.arg(2), reason);
         }
-        match guard_of(dentry_inode(dentry_parent(old)), filesystem) {
+        match guard_of(dentry_inode(dentry_parent(look_at_dentry(old))), filesystem) {
             Some(reason) => changed(folder, old, reason),
             None => 0,
         }
@@ -198,7 +198,7 @@ unsafe fn commanded(file: *const File, command: u32) -> i32 {
     match command {
         SET_FLAGS | SET_FLAGS_32 | SET_ATTRIBUTES | ENABLE_VERITY => {
             // SAFETY: by the contract.
-            unsafe { written(path_dentry(file_path(file)), file_inode(file)) }
+            unsafe { written(file_dentry(file), file_inode(file)) }
         }
         _ => 0,
     }
@@ -218,9 +218,9 @@ pub unsafe fn opened_for_writing(file: *const File, inode: *const Inode) -> i32 
     unsafe {
         let filesystem = inode_filesystem(inode);
         if filesystem.magic != PROCFS {
-            return written_on(filesystem, path_dentry(file_path(file)), inode);
+            return written_on(filesystem, file_dentry(file), inode);
         }
-        let dentry = path_dentry(file_path(file));
+        let dentry = file_dentry(file);
         if FTRACE_ENABLED.is(&short_name(dentry)) {
             changed(inode, dentry, Reason::GateSwitch)
         } else {
@@ -252,7 +252,7 @@ unsafe fn written_on(filesystem: Filesystem, dentry: *const Dentry, inode: *cons
         if !is_state_device(device) {
             return 0;
         }
-        let folder = dentry_inode(dentry_parent(dentry));
+        let folder = dentry_inode(dentry_parent(look_at_dentry(dentry)));
         // Of a variable of the firmware only the file itself is guarded.
         if (guarded_of(folder, device) | guarded_of(inode, device)) & FileId::CLOSED != 0 {
             changed(inode, dentry, Reason::AgentState)

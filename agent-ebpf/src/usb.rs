@@ -12,8 +12,8 @@ use crate::{
     instructions,
     judge::{Hook, count_outcome, outcome},
     layout::{
-        Dentry, FILE_TYPE, File, Inode, current_process, dentry_parent, file_inode, file_path,
-        inode_filesystem, inode_mode, inode_special_device, path_dentry, short_name,
+        Dentry, FILE_TYPE, File, Inode, current_process, dentry_parent, file_dentry, file_inode,
+        inode_filesystem, inode_mode, inode_special_device, look_at_dentry, short_name,
     },
     maps::{active, is_usb_agent},
     name::{Name, name},
@@ -73,7 +73,7 @@ fn written(file: *const File) -> i32 {
     }
     // SAFETY: the only caller passes the hook's argument, a `struct file *`.
     unsafe {
-        let dentry = path_dentry(file_path(file));
+        let dentry = file_dentry(file);
         if is_switch(dentry) { judge(file_inode(file), dentry) } else { 0 }
     }
 }
@@ -105,7 +105,7 @@ unsafe fn commanded(file: *const File, command: u32) -> i32 {
         let inode = file_inode(file);
         let is_usb = inode_mode(inode) & FILE_TYPE == CHARACTER_DEVICE
             && inode_special_device(inode) >> 20 == USB_DEVICE_MAJOR;
-        if is_usb { judge(inode, path_dentry(file_path(file))) } else { 0 }
+        if is_usb { judge(inode, file_dentry(file)) } else { 0 }
     }
 }
 
@@ -124,6 +124,7 @@ fn is_in_force() -> bool {
 unsafe fn is_switch(dentry: *const Dentry) -> bool {
     // SAFETY: by the contract; an entry always has a parent, which may be itself.
     unsafe {
+        let dentry = look_at_dentry(dentry);
         let file = short_name(dentry);
         let of_device = AUTHORIZED.is(&file)
             || AUTHORIZED_DEFAULT.is(&file)

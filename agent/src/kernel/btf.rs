@@ -206,6 +206,12 @@ impl<'a> Btf<'a> {
         self.of_name(kind::FUNC, name).next().map(|(id, _)| id)
     }
 
+    /// The number of a struct.
+    #[must_use]
+    pub fn structure(&self, name: &str) -> Option<u32> {
+        self.of_name(kind::STRUCT, name).next().map(|(id, _)| id)
+    }
+
     /// Types of this kind and name, the first ones first.
     fn of_name(&self, kind: u32, name: &str) -> impl Iterator<Item = (u32, Header)> {
         let hash = hash(name.as_bytes());

@@ -1,12 +1,10 @@
 //! Calls of the kernel's own functions (kfuncs), which neither the compiler nor aya know.
 //!
-//! The object calls a number that no helper has. It is made the call of the kernel's function here,
-//! before the object is loaded, where the kernel has the function. Elsewhere it stays as it is: the
+//! The object calls numbers that no helper has. They are made calls of the kernel's functions here, before
+//! the object is loaded, where the kernel has them. Elsewhere the call for fs-verity stays as it is: the
 //! program does not come there, so the verifier cuts it out.
 
-use std::borrow::Cow;
-
-use portcullis_common::FSVERITY_CALL;
+use portcullis_common::{FSVERITY_CALL, LOOK_CALL};
 
 /// `BPF_JMP | BPF_CALL` (linux/bpf.h).
 const CALL: u8 = 0x85;
@@ -14,22 +12,43 @@ const CALL: u8 = 0x85;
 /// The registers' byte of a call of a function of the kernel: `BPF_PSEUDO_KFUNC_CALL` as the source.
 const OF_THE_KERNEL: u8 = 2 << 4;
 
-/// The object in which `function`, by its number in the kernel's type information, gives the fs-verity
-/// digest; `None` leaves it as it is.
-pub fn with_fsverity(object: &[u8], function: Option<u32>) -> Cow<'_, [u8]> {
-    let Some(function) = function else { return Cow::Borrowed(object) };
+/// `r0 = r1`: `BPF_ALU64 | BPF_MOV | BPF_X`.
+const SAME: [u8; 8] = [0xbf, 1 << 4, 0, 0, 0, 0, 0, 0];
+
+/// The numbers that functions of the running kernel have in its type information.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Functions {
+    /// Gives the fs-verity digest of a file; `None` if it is not to be asked.
+    pub fsverity: Option<u32>,
+    /// Has the verifier only look through a pointer; `None` if that makes no difference to it.
+    pub look: Option<u32>,
+}
+
+/// The object with calls of these functions.
+pub fn with(object: &[u8], functions: Functions) -> Vec<u8> {
     let mut object = object.to_vec();
-    let stand_in = instruction(0, FSVERITY_CALL);
+    let fsverity = (call(0, FSVERITY_CALL), functions.fsverity.map(of_the_kernel));
+    let look = (call(0, LOOK_CALL), Some(functions.look.map_or(SAME, of_the_kernel)));
     // Sections of instructions, and so instructions, begin at multiples of eight.
     let (instructions, _) = object.as_chunks_mut();
-    for found in instructions.iter_mut().filter(|found| **found == stand_in) {
-        *found = instruction(OF_THE_KERNEL, function);
+    for found in instructions {
+        for (stand_in, instead) in [fsverity, look] {
+            if *found == stand_in
+                && let Some(instead) = instead
+            {
+                *found = instead;
+            }
+        }
     }
-    Cow::Owned(object)
+    object
+}
+
+fn of_the_kernel(function: u32) -> [u8; 8] {
+    call(OF_THE_KERNEL, function)
 }
 
 /// A call; for machines that count bits from the lowest, as the object is made for.
-fn instruction(registers: u8, number: u32) -> [u8; 8] {
+fn call(registers: u8, number: u32) -> [u8; 8] {
     let [a, b, c, d] = number.to_le_bytes();
     [CALL, registers, 0, 0, a, b, c, d]
 }
@@ -40,13 +59,14 @@ mod tests {
 
     #[test]
     fn puts_the_function_in_for_each_call_and_nothing_else() {
-        let stand_in = instruction(0, FSVERITY_CALL);
-        let helper = instruction(0, 5);
-        let object = [stand_in, helper, stand_in].concat();
-        assert_eq!(with_fsverity(&object, None), object);
-        let kernel = instruction(0x20, 0x0102_0304);
+        let (fsverity, look) = (call(0, FSVERITY_CALL), call(0, LOOK_CALL));
+        let helper = call(0, 5);
+        let object = [fsverity, helper, look, fsverity].concat();
+        let without = [fsverity, helper, SAME, fsverity].concat();
+        assert_eq!(with(&object, Functions::default()), without);
+        let kernel = call(0x20, 0x0102_0304);
         assert_eq!(kernel, [0x85, 0x20, 0, 0, 4, 3, 2, 1]);
-        let expected = [kernel, helper, kernel].concat();
-        assert_eq!(with_fsverity(&object, Some(0x0102_0304)).into_owned(), expected);
+        let functions = Functions { fsverity: Some(0x0102_0304), look: Some(7) };
+        assert_eq!(with(&object, functions), [kernel, helper, call(0x20, 7), kernel].concat());
     }
 }

@@ -109,7 +109,6 @@ impl Gates {
     pub fn load(layout: &Layout, settings: &Settings) -> Result<Self, GatesError> {
         let mut loader = EbpfLoader::new();
         let may_read_kernel = u32::from(settings.may_read_kernel);
-        let copies_records = u32::from(settings.may_read_kernel && layout.looks_up_trust);
         // The programs have no relocations. Lets go of the kernel's types, 15 MB when parsed, which
         // the new loader has read.
         loader.btf(None);
@@ -121,7 +120,6 @@ impl Gates {
             .override_global("STATE_DEVICES", &settings.state_devices, true)
             .override_global("MEMFD_DEVICE", &settings.memfd_device, true)
             .override_global("MAY_READ_KERNEL", &may_read_kernel, true)
-            .override_global("RECORDS_ARE_COPIED", &copies_records, true)
             .override_global(aya_log::LEVEL, &settings.log_level, true);
         let inherited = Inherited::find();
         if !settings.usb {
@@ -130,7 +128,7 @@ impl Gates {
         for (name, path) in inherited.maps() {
             loader.map_pin_path(name, path);
         }
-        let mut ebpf = loader.load(&calls::with_fsverity(OBJECT, layout.fsverity_call))?;
+        let mut ebpf = loader.load(&calls::with(OBJECT, layout.functions))?;
         inherited.complete(&mut ebpf)?;
         let btf = Btf::parse(&layout.attachable, Endianness::default())?;
         let mut hooks = hooks_for(layout, settings);

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::kernel::{
     btf::{Btf, BtfError},
+    calls::Functions,
     devices::WATCHES,
     hook_types::only_functions,
     hooks,
@@ -44,13 +45,10 @@ pub struct Layout {
     pub can_watch_devices: bool,
     /// Whether programs must copy what they read of tasks, which the strictest lockdown refuses.
     pub copies_tasks: bool,
-    /// Whether the verifier looks for a type's name in all of the kernel's whenever a tracked pointer is
-    /// followed, which takes it most of its time (from 6.3).
-    pub looks_up_trust: bool,
     /// Whether the digest of files with fs-verity can be seen.
     pub has_fsverity: bool,
-    /// The kernel's function that gives this digest, where it has to be asked.
-    pub fsverity_call: Option<u32>,
+    /// The kernel's functions that programs call.
+    pub functions: Functions,
     /// The LSM hooks that exist, of those that not every kernel has.
     pub newer_hooks: Vec<&'static str>,
     /// Whether an exec can be asked for without being done (`AT_EXECVE_CHECK`, from 6.14).
@@ -113,6 +111,7 @@ impl Layout {
             None => btf.function("bpf_get_fsverity_digest"),
         };
         globals.push(("FSVERITY_IS_ASKED", u32::from(fsverity_call.is_some())));
+        let look = look(&btf, &mut globals);
         let opened_name = opened_name(&btf);
         globals.extend(opened_name.iter().flatten());
         // By its newer name from 6.15.
@@ -127,10 +126,9 @@ impl Layout {
         Ok(Self {
             globals,
             copies_tasks: copied,
-            looks_up_trust: btf.has_function("btf_nested_type_is_trusted"),
             can_judge_scripts: hashing == Hashing::Kernel && opened_name.is_some(),
             has_fsverity: fsverity.is_some() || fsverity_call.is_some(),
-            fsverity_call,
+            functions: Functions { fsverity: fsverity_call, look },
             can_watch_devices: devices.is_some(),
             has_exec_check: exec_check.is_some(),
             has_short_names: short_name.is_ok(),
@@ -151,6 +149,25 @@ impl Layout {
     pub fn globals(&self) -> impl Iterator<Item = (&'static str, &u32)> {
         self.globals.iter().map(|(name, value)| (*name, value))
     }
+}
+
+/// The function by which programs say that they only look through a pointer (from 6.2), with the types that
+/// they look at, where the verifier searches all of the kernel's types for every pointer that it trusts (from
+/// 6.3), which takes it most of its time.
+fn look(btf: &Btf<'_>, globals: &mut Vec<(&'static str, u32)>) -> Option<u32> {
+    const TYPES: [(&str, &str); 6] = [
+        ("TASK_TYPE", "task_struct"),
+        ("INODE_TYPE", "inode"),
+        ("DENTRY_TYPE", "dentry"),
+        ("OPEN_FILE_TYPE", "file"),
+        ("PATH_TYPE", "path"),
+        ("PROGRAM_TYPE", "bpf_prog"),
+    ];
+    let function = btf.function("bpf_rdonly_cast")?;
+    btf.function("btf_nested_type_is_trusted")?;
+    let types = TYPES.map(|(global, name)| Some((global, btf.structure(name)?)));
+    globals.extend(types.into_iter().collect::<Option<Vec<_>>>()?);
+    Some(function)
 }
 
 /// Where programs find the name by which a file is opened: in the process's memory, or, where the
