@@ -1,12 +1,12 @@
 //! What an older version, or a fault, leaves of pins; and a kernel that tells nothing of its types.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{
-    device::{Device, LAB},
+    device::{Baseline, Device, LAB},
     invariants,
     random::Random,
 };
@@ -32,21 +32,31 @@ impl Junk {
     pub const ALL: [Self; 4] = [Self::Empty, Self::Nested, Self::Link, Self::Strange];
 }
 
-/// Starts an agent where something else lies among the pins, which is no pin, so that nobody is kept from
-/// putting it there.
+/// Starts an agent where something else lies among the pins. Nobody puts it there while gates enforce; gates
+/// that audit, and those of older agents, keep nobody from it.
 pub fn with_junk(device: &mut Device, junk: Junk) -> Result<()> {
     let version = device.version;
+    let enforces = device.baseline == Baseline::Signed;
+    if !enforces {
+        expect(0, &["mode", "audit"])?;
+    }
     device.kill()?;
     let precious = Path::new(LAB).join("precious");
     fs::create_dir_all(&precious)?;
     fs::write(precious.join("file"), "")?;
-    match junk {
-        Junk::Empty => fs::create_dir(format!("{ROOT}/agent-1-0"))?,
-        Junk::Nested => fs::create_dir_all(format!("{ROOT}/agent-1-0/folder/another"))?,
-        Junk::Link => std::os::unix::fs::symlink(&precious, format!("{ROOT}/agent-1-0"))?,
-        Junk::Strange => fs::create_dir(format!("{ROOT}/strange"))?,
+    let put = match junk {
+        Junk::Empty => fs::create_dir(format!("{ROOT}/agent-1-0")),
+        Junk::Nested => fs::create_dir_all(format!("{ROOT}/agent-1-0/folder/another")),
+        Junk::Link => std::os::unix::fs::symlink(&precious, format!("{ROOT}/agent-1-0")),
+        Junk::Strange => fs::create_dir(format!("{ROOT}/strange")),
+    };
+    if enforces {
+        let refused = put.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        ensure!(refused, "anybody may put things among the pins");
+        invariants::gates_hold(&[version])?;
+    } else {
+        put.context("something among the pins of an agent that audits")?;
     }
-    invariants::gates_hold(&[version])?;
     device.after_restart = version;
     device.start()?;
     ensure!(precious.join("file").exists(), "a link among the pins was followed");
