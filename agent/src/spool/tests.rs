@@ -328,6 +328,21 @@ fn tampering_is_found() {
     };
     assert_eq!(tried(&twice), []);
     assert!(!tried(&|lines| lines[5] = "{}".into()).is_empty());
+    // Half a record at the end is one that is being written; one that others follow is missing.
+    let half = |from: usize| {
+        let mut text = lines[..from].join("\n") + "\n";
+        text.push_str(&lines[from][..lines[from].len() / 2]);
+        fs::write(&log, text).expect("written");
+    };
+    half(lines.len() - 1);
+    let report = device.verify(std::slice::from_ref(&log));
+    assert_eq!((report.findings.len(), report.records), (0, 601));
+    assert!(report.told.iter().any(|told| told.contains("log.jsonl:602: ends in the middle")));
+    half(300);
+    let rest = device.state.path().join("rest.jsonl");
+    fs::write(&rest, lines[301..].join("\n") + "\n").expect("written");
+    let report = device.verify(&[log.clone(), rest]);
+    assert!(report.findings.iter().any(|one| one.what.contains("1 records are missing")));
 }
 
 #[test]

@@ -146,16 +146,24 @@ fn first_record(file: &Path) -> io::Result<u64> {
 impl Looking {
     fn file(&mut self, file: &Path, keys: &[PublicKey]) -> io::Result<()> {
         let mut latest = 0;
-        let reader = BufReader::new(File::open(file)?);
-        for (index, bytes) in reader.split(b'\n').enumerate() {
-            let at = At { file: file.to_owned(), line: index as u64 + 1 };
-            let bytes = bytes?;
+        let mut reader = BufReader::new(File::open(file)?);
+        for number in 1.. {
+            let mut bytes = Vec::new();
+            if reader.read_until(b'\n', &mut bytes)? == 0 {
+                break;
+            }
+            let at = At { file: file.to_owned(), line: number };
+            let is_whole = bytes.pop_if(|byte| *byte == b'\n').is_some();
             let line = std::str::from_utf8(&bytes).map_err(|error| error.to_string());
             let line = line.and_then(|text| {
                 serde_json::from_str::<Line>(text).map_err(|error| error.to_string())
             });
             match line {
                 Ok(line) => self.line(&line, &bytes, at, &mut latest, keys),
+                // If the record should be there, the one after it misses it.
+                Err(_) if !is_whole => self.report.told.push(format!(
+                    "{at}: ends in the middle of a record: it is being written just now, or was cut off"
+                )),
                 Err(why) => self.find(at, format!("is no record: {why}")),
             }
         }

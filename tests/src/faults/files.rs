@@ -4,6 +4,8 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -97,11 +99,19 @@ pub fn below_the_gates(device: &mut Device, zeros: bool, random: &mut Random) ->
     let new = if zeros { vec![0; length] } else { garbled(&content[..length], random) };
     let disk = OpenOptions::new().read(true).write(true).open("/dev/vda")?;
     let write = |bytes: &[u8]| -> Result<()> {
-        disk.write_all_at(bytes, place)?;
-        disk.sync_all()?;
-        fadvise(&opened, 0, None, Advice::DontNeed)?;
-        ensure!(fs::read(&file)?[..length] == *bytes, "{} is as it was", file.display());
-        Ok(())
+        // The kernel keeps a page that somebody is just using, such as its own writing back, which may also
+        // write over this.
+        for _ in 0..50 {
+            disk.write_all_at(bytes, place)?;
+            disk.sync_all()?;
+            fadvise(&opened, 0, None, Advice::DontNeed)?;
+            if fs::read(&file)?[..length] == *bytes {
+                return Ok(());
+            }
+            rustix::fs::sync();
+            sleep(Duration::from_millis(100));
+        }
+        bail!("{} is as it was", file.display())
     };
     write(&new)?;
     println!(
