@@ -27,6 +27,9 @@ const LOAD: u64 = 9;
 
 const READONLY: u32 = 1;
 const SUSPENDED: u32 = 1 << 1;
+/// The filesystem on it is not asked to come to rest, which it could not if the device fails.
+const SKIP_LOCKFS: u32 = 1 << 10;
+const NOFLUSH: u32 = 1 << 11;
 
 /// A device.
 pub struct Mapped {
@@ -66,6 +69,14 @@ impl Mapped {
         Ok(())
     }
 
+    /// The same without a word to the filesystem that lies on it, as a fault of the hardware does.
+    pub fn exchange_suddenly(&self, table: &Table) -> Result<()> {
+        call(LOAD, &self.name, if table.read_only { READONLY } else { 0 }, Some(table))?;
+        call(SUSPEND, &self.name, SUSPENDED | SKIP_LOCKFS | NOFLUSH, None)?;
+        call(SUSPEND, &self.name, 0, None)?;
+        Ok(())
+    }
+
     /// The device's node.
     pub fn node(&self) -> PathBuf {
         format!("/dev/dm-{}", minor(self.device)).into()
@@ -89,6 +100,16 @@ impl Table {
     /// A device as it is.
     pub fn linear(sectors: u64, device: &str) -> Self {
         Self { target: "linear", sectors, parameters: format!("{device} 0"), read_only: true }
+    }
+
+    /// The same, to be written as well.
+    pub fn writable(sectors: u64, device: &str) -> Self {
+        Self { read_only: false, ..Self::linear(sectors, device) }
+    }
+
+    /// A device that answers every read and write with an error.
+    pub fn failing(sectors: u64) -> Self {
+        Self { target: "error", sectors, parameters: String::new(), read_only: false }
     }
 
     /// A device that is verified; `options` with their count in front.

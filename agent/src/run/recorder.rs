@@ -63,6 +63,10 @@ impl Recorder {
         let opened = Spool::open(&places.spool(), Bounds::default());
         let mut recorder = Self::new(opened, DeviceKey::open(&places.state), sinks);
         let config = Config::read(Path::new(DEVICE_FILE));
+        // A log on another disk may have what the spool's never got, and would take what has the same number
+        // for the same.
+        let known = config.as_ref().map_or(0, Config::latest_in_files);
+        recorder.end.record = recorder.end.record.max(known);
         recorder.receivers = Sinks::start(config, &recorder.spool);
         recorder
     }

@@ -26,6 +26,18 @@ pub struct Config {
     pub sinks: Vec<SinkConfig>,
 }
 
+impl Config {
+    /// Number of the latest record that is in any log on the device; 0 if there is none.
+    #[must_use]
+    pub fn latest_in_files(&self) -> u64 {
+        let in_file = |sink: &SinkConfig| match &sink.to {
+            To::File { path, .. } => RotatedFile::latest(path),
+            _ => None,
+        };
+        self.sinks.iter().filter_map(in_file).max().unwrap_or_default()
+    }
+}
+
 /// One sink.
 #[derive(Clone, Debug)]
 pub struct SinkConfig {

@@ -56,6 +56,15 @@ impl RotatedFile {
         }
     }
 
+    /// Number of the latest record in a log, whatever has become of the spool since; none if there is none.
+    #[must_use]
+    pub fn latest(path: &Path) -> Option<u64> {
+        let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+        let mut file = is_file.then(|| File::open(path).ok()).flatten()?;
+        let length = file.metadata().ok()?.len();
+        latest_of(&tail(&mut file, length).ok()?)
+    }
+
     fn open(&mut self) -> io::Result<&mut Open> {
         match self.open {
             Some(ref mut open) => Ok(open),
@@ -66,8 +75,6 @@ impl RotatedFile {
 
 impl Open {
     fn of(path: &Path) -> io::Result<Self> {
-        /// Longer than every record.
-        const TAIL: u64 = 256 << 10;
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -83,17 +90,28 @@ impl Open {
             return Err(io::Error::other(format!("{} is not a file", path.display())));
         }
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-        let mut tail = Vec::new();
-        file.read_to_end(&mut tail)?;
+        let tail = tail(&mut file, length)?;
         // What a power cut left of a line goes.
         let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let bytes = length - (tail.len() - whole) as u64;
         file.set_len(bytes)?;
-        let lines = tail[..whole].split(|byte| *byte == b'\n');
-        let latest = lines.filter_map(record_of).next_back().unwrap_or_default();
+        let latest = latest_of(&tail[..whole]).unwrap_or_default();
         Ok(Self { file, bytes, latest })
     }
+}
+
+/// The end of a log of this length.
+fn tail(file: &mut File, length: u64) -> io::Result<Vec<u8>> {
+    /// Longer than every record.
+    const TAIL: u64 = 256 << 10;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    Ok(tail)
+}
+
+fn latest_of(lines: &[u8]) -> Option<u64> {
+    lines.split(|byte| *byte == b'\n').filter_map(record_of).next_back()
 }
 
 impl Receiver for RotatedFile {

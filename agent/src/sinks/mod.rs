@@ -235,7 +235,7 @@ impl Pump {
 
     /// Sends what there is, and notes what has arrived. Returns how many were sent.
     fn step(&mut self, sent: &mut u64, patience: Duration) -> io::Result<usize> {
-        let records = self.reader.next(*sent, BATCH, patience);
+        let records = self.reader.next(*sent, BATCH, patience)?;
         let ready: Vec<_> =
             records.iter().filter_map(|one| self.ready(one.record, &one.line)).collect();
         if !ready.is_empty() {

@@ -2,8 +2,9 @@
 //!
 //! The recorder hands records over without waiting. A thread of the spool writes them to the disk, and
 //! each sink reads them from there at its own pace, from where its receiver has acknowledged. While the
-//! disk does not take them they wait in memory, bounded too. What has to make room is counted, and told
-//! as an event.
+//! disk does not take them they wait in memory, bounded too. What the disk has not promised to keep stays
+//! in memory as well, as some filesystems give nothing back once they could not write. What has to make
+//! room is counted, and told as an event.
 
 pub mod chain;
 pub mod cursor;
@@ -106,7 +107,13 @@ struct State {
     /// What is not on the disk yet, oldest first.
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    /// How many of these are being written just now, so that they cannot make room.
+    /// The latest that are written, oldest first, without a hole: everything that the disk has not promised
+    /// to keep, and more as far as there is room.
+    written: VecDeque<Waiting>,
+    written_bytes: usize,
+    /// The latest record of each chain that the disk has promised to keep.
+    synced: [u64; 2],
+    /// How many of the waiting are being written just now, so that they cannot make room.
     writing: usize,
     /// What can be read, of each chain.
     readable: [Vec<Segment>; 2],
@@ -138,6 +145,44 @@ impl State {
         if !self.dropped.iter_mut().any(|told| told.extend(&dropped)) {
             self.dropped.push(dropped);
         }
+    }
+
+    /// Forgets what is written, as far as memory is needed and the disk has promised to keep it.
+    fn forget_written(&mut self, limit: usize) {
+        while self.waiting_bytes + self.written_bytes > limit
+            && let Some(oldest) = self.written.front()
+            && oldest.place.record <= self.synced[oldest.place.chain as usize]
+        {
+            self.written_bytes -= oldest.text.len();
+            self.written.pop_front();
+        }
+    }
+
+    /// Has everything written anew that the disk has not promised to keep, as it could not keep it.
+    fn take_back(&mut self) {
+        let (synced, written) = (self.synced, std::mem::take(&mut self.written));
+        let is_kept = |one: &Waiting| one.place.record <= synced[one.place.chain as usize];
+        let (kept, lost): (VecDeque<_>, VecDeque<_>) = written.into_iter().partition(is_kept);
+        self.written_bytes = kept.iter().map(|one| one.text.len()).sum();
+        self.waiting_bytes += lost.iter().map(|one| one.text.len()).sum::<usize>();
+        self.written = kept;
+        for one in lost.into_iter().rev() {
+            self.waiting.push_front(one);
+        }
+    }
+
+    /// Records in memory after a number.
+    fn in_memory(&self, after: u64) -> impl Iterator<Item = &Waiting> {
+        let all = self.written.iter().chain(&self.waiting);
+        all.filter(move |one| one.place.record > after)
+    }
+
+    /// Whether everything after a record is in memory, but for what was told to have made room there.
+    fn is_in_memory(&self, after: u64) -> bool {
+        let newest = self.readable.iter().filter_map(|lane| lane.last()?.last_record.into()).max();
+        let oldest = self.written.front().or(self.waiting.front());
+        newest.is_none_or(|newest| after >= newest)
+            || oldest.is_some_and(|oldest| oldest.place.record <= after + 1)
     }
 
     /// Makes room in memory: what was allowed goes first, then the oldest.
@@ -220,6 +265,7 @@ impl Spool {
         let mut state = State { latest: end.record, ..State::default() };
         if let Some(lanes) = &lanes {
             state.readable = lanes.each_ref().map(|lane| lane.segments().to_vec());
+            state.synced = lanes.each_ref().map(Lane::synced);
         } else {
             state.trouble.clone_from(&trouble);
         }
@@ -250,6 +296,7 @@ impl Spool {
         state.latest = place.record;
         state.waiting.push_back(Waiting { place, text });
         state.make_room(self.bounds.memory);
+        state.forget_written(self.bounds.memory);
         let is_read_from_here = state.trouble.is_some();
         state.changes += u64::from(is_read_from_here);
         drop(state);

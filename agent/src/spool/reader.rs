@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Shared,
+    Shared, State, Waiting,
     chain::{Chain, record_of},
     cursor,
     segments::Segment,
@@ -72,18 +72,26 @@ impl Reader {
 
     /// Records after a number, about `bytes` at most, and at least one if there is any. Waits for the
     /// first of them up to `patience`.
-    pub fn next(&mut self, after: u64, bytes: usize, patience: Duration) -> Vec<Record> {
+    ///
+    /// # Errors
+    /// If they cannot be read from the disk and are not in memory. They are not passed over.
+    pub fn next(
+        &mut self,
+        after: u64,
+        bytes: usize,
+        patience: Duration,
+    ) -> io::Result<Vec<Record>> {
         let end = Instant::now() + patience;
         loop {
             let changes = lock(&self.shared.state).changes;
-            let records = self.read(after, bytes);
+            let records = self.read(after, bytes)?;
             if !records.is_empty() {
-                return records;
+                return Ok(records);
             }
             let state = lock(&self.shared.state);
             let rest = end.saturating_duration_since(Instant::now());
             if rest.is_zero() || state.ended {
-                return records;
+                return Ok(records);
             }
             if state.changes != changes {
                 continue;
@@ -93,43 +101,50 @@ impl Reader {
         }
     }
 
-    fn read(&mut self, after: u64, bytes: usize) -> Vec<Record> {
+    fn read(&mut self, after: u64, bytes: usize) -> io::Result<Vec<Record>> {
         let state = lock(&self.shared.state);
         let lanes = state.readable.clone();
-        let in_memory: Vec<_> = match &state.trouble {
-            None => Vec::new(),
-            Some(_) => {
-                let later = state.waiting.iter().filter(|one| one.place.record > after);
-                later.map(|one| (one.place.record, Arc::clone(&one.text))).take(64).collect()
-            }
-        };
+        let in_memory = state.trouble.as_ref().map(|_| first_in_memory(&state, after));
         drop(state);
         let [mut main, mut allowed] = Chain::ALL.map(|chain| {
             let left = self.left[chain as usize].take();
             Lines::start(&lanes[chain as usize], left, after)
         });
-        let (mut records, mut size) = (Vec::new(), 0);
-        while size < bytes {
+        let (mut records, mut size): (Vec<Record>, _) = (Vec::new(), 0);
+        let failed = loop {
+            if size >= bytes {
+                break None;
+            }
             let next = match (main.peek(), allowed.peek()) {
-                (None, None) => break,
-                (Some(one), Some(other)) if other < one => &mut allowed,
-                (None, Some(_)) => &mut allowed,
+                (Err(error), _) | (_, Err(error)) => break Some(error),
+                (Ok(None), Ok(None)) => break None,
+                (Ok(Some(one)), Ok(Some(other))) if other < one => &mut allowed,
+                (Ok(None), Ok(Some(_))) => &mut allowed,
                 _ => &mut main,
             };
-            let Some(record) = next.take() else { break };
-            size += record.line.len();
-            records.push(record);
-        }
-        let is_at_end = main.peek().is_none() && allowed.peek().is_none();
+            match next.take() {
+                Ok(Some(record)) => {
+                    size += record.line.len();
+                    records.push(record);
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        let is_at_end = size < bytes;
         self.left = [main.leave(), allowed.leave()];
-        if is_at_end {
-            let latest = records.last().map_or(after, |record: &Record| record.record);
-            let more = in_memory.iter().filter(|(record, _)| *record > latest);
-            records.extend(
-                more.map(|(record, text)| Record { record: *record, line: text.to_string() }),
-            );
+        let latest = records.last().map_or(after, |record| record.record);
+        if let Some(error) = failed {
+            let state = lock(&self.shared.state);
+            if state.is_in_memory(latest) {
+                records.extend(first_in_memory(&state, latest));
+            } else if records.is_empty() {
+                return Err(error);
+            }
+        } else if is_at_end && let Some(in_memory) = in_memory {
+            records.extend(in_memory.into_iter().filter(|one| one.record > latest));
         }
-        records
+        Ok(records)
     }
 
     /// Waits before a receiver is tried again, but not when the agent ends.
@@ -164,6 +179,14 @@ impl Reader {
     }
 }
 
+/// Some records in memory after a number.
+fn first_in_memory(state: &State, after: u64) -> Vec<Record> {
+    /// Waiting records are few but while the disk does not take them.
+    const AT_ONCE: usize = 64;
+    let record = |one: &Waiting| Record { record: one.place.record, line: one.text.to_string() };
+    state.in_memory(after).take(AT_ONCE).map(record).collect()
+}
+
 /// Lines of one chain after a record.
 struct Lines<'a> {
     segments: &'a [Segment],
@@ -192,23 +215,22 @@ impl<'a> Lines<'a> {
     }
 
     /// Number of the next record.
-    fn peek(&mut self) -> Option<u64> {
-        loop {
-            let line = self.line()?;
+    fn peek(&mut self) -> io::Result<Option<u64>> {
+        while let Some(line) = self.line()? {
             match record_of(&self.buffer[self.at..self.at + line]) {
-                Some(record) if record > self.after => return Some(record),
+                Some(record) if record > self.after => return Ok(Some(record)),
                 record => self.skip(line, record),
             }
         }
+        Ok(None)
     }
 
-    fn take(&mut self) -> Option<Record> {
-        let record = self.peek()?;
-        let length = self.line()?;
+    fn take(&mut self) -> io::Result<Option<Record>> {
+        let (Some(record), Some(length)) = (self.peek()?, self.line()?) else { return Ok(None) };
         let line = &self.buffer[self.at..self.at + length];
         let line = String::from_utf8_lossy(line).into_owned();
         self.skip(length, Some(record));
-        Some(Record { record, line })
+        Ok(Some(Record { record, line }))
     }
 
     fn skip(&mut self, length: usize, record: Option<u64>) {
@@ -218,15 +240,16 @@ impl<'a> Lines<'a> {
     }
 
     /// Length of the line at `at`, which is in the buffer then.
-    fn line(&mut self) -> Option<usize> {
+    fn line(&mut self) -> io::Result<Option<usize>> {
         loop {
             let rest = &self.buffer[self.at..];
             if let Some(length) = rest.iter().position(|byte| *byte == b'\n') {
-                return Some(length);
+                return Ok(Some(length));
             }
-            let segment = self.segments.get(self.current)?;
+            let Some(segment) = self.segments.get(self.current) else { return Ok(None) };
             match self.fill(segment) {
                 Ok(true) => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 // It made room in the meantime, or was read to its end.
                 Ok(false) | Err(_) => {
                     (self.current, self.offset, self.at) = (self.current + 1, 0, 0);

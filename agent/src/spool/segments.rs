@@ -37,6 +37,8 @@ pub struct Lane {
     dirty: bool,
     /// Whether a file was made that its folder may not know yet.
     made: bool,
+    /// The newest file as the disk has promised to keep it.
+    synced: Option<Segment>,
 }
 
 /// A line to be written.
@@ -160,6 +162,7 @@ impl Lane {
         let lane = Self {
             folder: folder.to_owned(),
             chain,
+            synced: segments.last().cloned(),
             segments,
             open: None,
             max_bytes,
@@ -234,7 +237,29 @@ impl Lane {
             File::open(&self.folder)?.sync_all()?;
             self.made = false;
         }
+        self.synced = self.segments.last().cloned();
         Ok(())
+    }
+
+    /// The latest record that the disk has promised to keep; 0 if there is none.
+    #[must_use]
+    pub fn synced(&self) -> u64 {
+        self.synced.as_ref().map_or(0, |newest| newest.last_record)
+    }
+
+    /// Goes back to what the disk has promised to keep; everything else is to be appended again. A disk that
+    /// has failed to write says so once, and does not try again what it has failed at.
+    pub fn roll_back(&mut self) {
+        let kept = self.synced.as_ref().map_or(0, |newest| newest.first_link);
+        while let Some(made) = self.segments.pop_if(|newest| newest.first_link > kept) {
+            // One that stays is emptied when it is made again.
+            let _ = fs::remove_file(&made.path);
+        }
+        if let (Some(newest), Some(synced)) = (self.segments.last_mut(), &self.synced) {
+            // What is behind that is cut off before it is written to.
+            newest.clone_from(synced);
+        }
+        (self.open, self.dirty, self.made) = (None, false, false);
     }
 
     /// Whether the disk may not have all of it.

@@ -4,6 +4,8 @@ use std::{fs, io::Write as _, os::unix::fs::PermissionsExt, time::Duration};
 
 use super::{key::DeviceKey, reader::Reader, seal::Seal, verify::Report, *};
 
+mod broken_disk;
+
 const SOON: Duration = Duration::from_secs(10);
 
 /// A device that records.
@@ -88,7 +90,7 @@ fn drain(reader: &mut Reader) -> Vec<u64> {
     let mut records = Vec::new();
     loop {
         let after = records.last().copied().unwrap_or(reader.acknowledged());
-        let more = reader.next(after, 4096, Duration::from_millis(1500));
+        let more = reader.next(after, 4096, Duration::from_millis(1500)).expect("read");
         if more.is_empty() {
             return records;
         }
@@ -161,11 +163,10 @@ fn what_was_allowed_makes_room_first_and_is_counted() {
     let mut reader = device.spool().reader("slow");
     assert!(got.len() < 2000);
     let mut lines = Vec::new();
-    while let batch = reader.next(
-        lines.last().map_or(0, |one: &reader::Record| one.record),
-        1 << 20,
-        Duration::ZERO,
-    ) && !batch.is_empty()
+    while let batch = reader
+        .next(lines.last().map_or(0, |one: &reader::Record| one.record), 1 << 20, Duration::ZERO)
+        .expect("read")
+        && !batch.is_empty()
     {
         lines.extend(batch);
     }
@@ -193,7 +194,7 @@ fn what_the_device_has_dropped_is_no_tampering() {
         records.last().map_or(0, |record| record.record)
     };
     (1..=20).for_each(|n| device.event(Chain::Main, n));
-    let latest = keep(reader.next(0, 1 << 20, SOON));
+    let latest = keep(reader.next(0, 1 << 20, SOON).expect("read"));
     reader.acknowledge(latest);
     for n in 1..=400 {
         device.event(if n % 2 == 0 { Chain::Main } else { Chain::Allowed }, n);
@@ -204,7 +205,7 @@ fn what_the_device_has_dropped_is_no_tampering() {
     device.seal();
     let mut after = latest;
     loop {
-        let batch = reader.next(after, 1 << 20, Duration::from_millis(1500));
+        let batch = reader.next(after, 1 << 20, Duration::from_millis(1500)).expect("read");
         if batch.is_empty() {
             break;
         }
@@ -243,7 +244,7 @@ fn a_disk_that_takes_nothing_leaves_memory_bounded() {
     spool.push(place, text.into());
     let status = spool.status();
     assert!(status.trouble.is_some() && status.waiting <= 120, "{status:?}");
-    let kept = reader.next(0, 1 << 20, SOON);
+    let kept = reader.next(0, 1 << 20, SOON).expect("read");
     assert!(!kept.is_empty(), "sinks get what is in memory");
     assert!(kept.iter().all(|one| one.line.contains("\"main\"")), "what was allowed goes first");
     let dropped = spool.take_dropped();
@@ -257,7 +258,7 @@ fn a_disk_that_takes_nothing_leaves_memory_bounded() {
     drop(spool);
     let Opened { spool, end: found, trouble, .. } = Spool::open(&folder, bounds);
     assert_eq!((trouble, found), (None, end));
-    assert_eq!(spool.reader("far").next(0, 1 << 20, SOON).len(), status.waiting);
+    assert_eq!(spool.reader("far").next(0, 1 << 20, SOON).expect("read").len(), status.waiting);
     assert_eq!(fs::metadata(&folder).expect("there").permissions().mode() & 0o777, 0o700);
 }
 

@@ -40,11 +40,11 @@ impl Writer {
             let is_dirty = self.lanes.iter().flatten().any(Lane::is_dirty);
             let (batch, ending) = self.wait(is_dirty, synced);
             let written = self.write(&batch);
-            let failed = written.is_err();
+            let mut failed = written.is_err();
             self.written(&batch, written);
             let is_due = ending || synced.is_none_or(|synced| synced.elapsed() >= SYNC);
-            if is_due && !failed && self.lanes.iter().flatten().any(Lane::is_dirty) {
-                self.sync();
+            if is_due && self.lanes.iter().flatten().any(Lane::is_dirty) {
+                failed |= !self.sync(failed);
                 synced = Some(Instant::now());
             }
             // At the end nobody would tell of it any more; the next agent does.
@@ -129,14 +129,16 @@ impl Writer {
         state.writing = 0;
         match written {
             Ok(()) => {
-                // Both under one lock: who reads looks into memory only while the disk fails, and must
-                // not miss what is in neither.
+                // Both under one lock: who reads must not miss what is in neither.
                 for _ in batch {
                     if let Some(one) = state.waiting.pop_front() {
                         state.waiting_bytes -= one.text.len();
+                        state.written_bytes += one.text.len();
+                        state.written.push_back(one);
                     }
                 }
-                if !batch.is_empty() {
+                state.forget_written(self.bounds.memory);
+                if !batch.is_empty() && !self.lanes.iter().flatten().any(Lane::is_dirty) {
                     state.trouble = None;
                 }
             }
@@ -150,19 +152,35 @@ impl Writer {
         self.shared.news.notify_all();
     }
 
-    /// Waits for the disk, and lets sinks read what it has.
-    fn sync(&mut self) {
-        let Some(lanes) = &mut self.lanes else { return };
-        let failed = lanes.iter_mut().find_map(|lane| lane.sync().err());
+    /// Waits for the disk, and lets sinks read what it has. Returns whether it has everything that was
+    /// written; what it has not is written again.
+    fn sync(&mut self, write_failed: bool) -> bool {
+        let Some(lanes) = &mut self.lanes else { return true };
+        let mut failed = None;
+        for lane in lanes.iter_mut() {
+            if let Err(error) = lane.sync() {
+                lane.roll_back();
+                failed = Some(error);
+            }
+        }
         let mut state = lock(&self.shared.state);
-        // What the disk would not promise to keep can still be read.
         state.changes += 1;
         state.readable = lanes.each_ref().map(|lane| lane.segments().to_vec());
-        if let Some(error) = failed {
-            state.trouble = Some(format!("{}: {error}", self.folder.display()));
+        state.synced = lanes.each_ref().map(Lane::synced);
+        let is_kept = failed.is_none();
+        match failed {
+            Some(error) => {
+                state.trouble = Some(format!("{}: {error}", self.folder.display()));
+                state.take_back();
+                state.make_room(self.bounds.memory);
+            }
+            None if !write_failed => state.trouble = None,
+            None => {}
         }
+        state.forget_written(self.bounds.memory);
         drop(state);
         self.shared.news.notify_all();
+        is_kept
     }
 
     /// Makes room on the disk: what was allowed goes first, then the oldest.

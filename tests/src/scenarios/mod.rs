@@ -25,6 +25,7 @@ mod catalogs_hostile;
 mod churn;
 mod commissioning;
 pub mod confined;
+mod events_broken_disk;
 mod events_received;
 mod events_stream;
 mod execve_check;
@@ -177,6 +178,7 @@ pub const ALL: &[Scenario] = &[
     once("events-flood", events_stream::flood),
     once("events-schema", events_stream::schema),
     once("events-full-disk", events_stream::full_disk),
+    once("events-broken-disk", events_broken_disk::goes_on),
     usual("agent-ends", life::ends),
     usual("agent-restart-without-gap", life::restart_without_gap),
     usual("shield", shield::attacked),
