@@ -12,6 +12,7 @@ mod events;
 mod faults;
 mod gadget;
 mod init;
+mod link;
 mod mapping;
 mod pki;
 mod power;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         ["fork-bomb", seconds] => {
             seconds.parse().map_err(anyhow::Error::from).and_then(scenarios::fork_bomb)
         }
+        ["network-cut", seconds, events, path] => network_cut(seconds, events, path),
         ["confined", port] => scenarios::confined::attacks(port),
         ["answer"] => scenarios::answer(),
         ["start-refused", folder, seconds] => seconds
@@ -101,6 +103,10 @@ fn main() -> ExitCode {
 
 fn switch_under_load(digests: &str, switches: &str) -> anyhow::Result<()> {
     scenarios::many(digests.parse()?, switches.parse()?)
+}
+
+fn network_cut(seconds: &str, events: &str, path: &str) -> anyhow::Result<()> {
+    scenarios::network_cut(seconds.parse()?, events.parse()?, path.parse()?)
 }
 
 fn power_round(lowest: &str, highest: &str, ends: bool) -> anyhow::Result<()> {

@@ -26,6 +26,7 @@ mod churn;
 mod commissioning;
 pub mod confined;
 mod events_broken_disk;
+mod events_cut;
 mod events_received;
 mod events_stream;
 mod execve_check;
@@ -77,6 +78,7 @@ pub use bounded::{answer, by_hand as fork_bomb, start_refused};
 pub use bundles::kill_pushes;
 pub use bundles_efi::efi_mark;
 pub use churn::million;
+pub use events_cut::by_hand as network_cut;
 pub use policy_size::many;
 
 /// A scenario.
@@ -195,6 +197,7 @@ pub const ALL: &[Scenario] = &[
     on("once,smp2;", "audit-soak", soak::audit),
     on("debian;", "audit-soak-debian", soak_debian::audit),
     on("debian,once;", "events-received", events_received::received_by_all),
+    on("debian,once;", "events-cut", events_cut::cut),
     on("debian,once;", "commissioning", commissioning::from_nothing),
     on("debian,packages,once;", "package", package::life),
     on("debian,packages,once;", "fleet", fleet::through_servers),
