@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         ["bench", "interpreter"] => bench::interpreter(),
         ["bench", "catalog"] => bench::catalog(),
         ["bench", "events"] => bench::events(),
+        ["bench", "flood"] => bench::flood_alone(),
         ["bench", "cyclictest"] => bench::cyclictest(),
         ["bench", "realtime"] => bench::realtime(),
         ["bench", "churn"] => scenarios::million(),

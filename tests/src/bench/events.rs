@@ -76,24 +76,59 @@ fn status() -> Result<Value> {
     Ok(serde_json::from_slice(&agent::portcullis(&["status", "--json"])?.stdout)?)
 }
 
-/// One program maps what is refused as fast as it can. No verdict may be another one for that, and every one
-/// is told or counted.
+/// Only how many decisions a second there can be, and prints one line of JSON.
+pub fn flood_alone() -> Result<()> {
+    fs::create_dir_all(FOLDER)?;
+    let policy = Policy::of(Path::new("/bench/policy"), &["/usr"])?;
+    println!("@@result {}", flood(&policy)?);
+    Ok(())
+}
+
+/// One program maps what is refused as fast as it can: with an agent that takes what is told, and with one that
+/// does not come to it. No verdict may be another one for that, and every one is told or counted.
 fn flood(policy: &Policy) -> Result<Value> {
     let unlisted = Path::new(FOLDER).join("unlisted");
     fs::write(&unlisted, "unlisted")?;
     let (unlisted, listed) =
         (File::open(&unlisted)?, File::open("/lib/x86_64-linux-gnu/libc.so.6")?);
+    let before = now();
+    for _ in 0..FLOOD {
+        ensure!(maps(&unlisted)?, "a mapping was refused without gates");
+    }
+    let bare = now() - before;
     let agent = Agent::start(policy, "enforce", &["--skip-preflight"])?;
     let mark = crate::events::mark()?;
     ensure!(maps(&listed)? && !maps(&unlisted)?, "the gate decides otherwise");
-    let before = now();
-    for number in 0..FLOOD {
-        ensure!(!maps(&unlisted)?, "mapping {number} was allowed");
-        if number % LISTED_EACH == 0 {
-            ensure!(maps(&listed)?, "after {number} refusals a listed file was refused");
+    let refused = || -> Result<u64> {
+        let before = now();
+        for number in 0..FLOOD {
+            ensure!(!maps(&unlisted)?, "mapping {number} was allowed");
+            if number % LISTED_EACH == 0 {
+                ensure!(maps(&listed)?, "after {number} refusals a listed file was refused");
+            }
         }
-    }
-    let took = now() - before;
+        Ok(now() - before)
+    };
+    let agents = spent(&agent)?;
+    let took = refused()?;
+    let agents = spent(&agent)? - agents;
+    let (told, lost) = accounted(mark, FLOOD + 1)?;
+    let kib = agent.resident_kib()?;
+    // Nobody takes anything out of the ring.
+    let alone = agent.while_frozen(refused)?;
+    accounted(mark, 2 * FLOOD + 1)?;
+    agent.stop()?;
+    let a_second = |took: u64| FLOOD * 1_000_000_000 / took;
+    Ok(json!({
+        "decisions": FLOOD, "a_second": a_second(took), "instructions": took / FLOOD,
+        "of_the_agent": agents / FLOOD, "told": told, "lost": lost, "agent_kib": kib,
+        "while_it_is_stopped": { "a_second": a_second(alone), "instructions": alone / FLOOD },
+        "without_gates": { "instructions": bare / FLOOD },
+    }))
+}
+
+/// Waits until so many refusals are told or counted as lost. Returns how many each.
+fn accounted(mark: crate::events::Mark, count: u64) -> Result<(u64, u64)> {
     let end = Instant::now() + PATIENCE;
     let (told, [denied, lost]) = loop {
         let counted = counters()?;
@@ -108,14 +143,9 @@ fn flood(policy: &Policy) -> Result<Value> {
         }
         thread::sleep(Duration::from_millis(500));
     };
-    ensure!(denied == FLOOD + 1, "{denied} refusals were counted");
+    ensure!(denied == count, "{denied} refusals were counted, and there were {count}");
     ensure!(told + lost == denied, "{told} told and {lost} lost of {denied}");
-    let kib = agent.resident_kib()?;
-    agent.stop()?;
-    Ok(json!({
-        "decisions": FLOOD, "a_second": FLOOD * 1_000_000_000 / took, "instructions": took / FLOOD,
-        "told": told, "lost": lost, "agent_kib": kib,
-    }))
+    Ok((told, lost))
 }
 
 /// What the agent spends for a record of its own, until the sink has it.

@@ -9,7 +9,7 @@ mod start;
 mod write;
 
 pub use catalog::catalog;
-pub use events::events;
+pub use events::{events, flood_alone};
 pub use interpreter::interpreter;
 pub use realtime::{cyclictest, realtime};
 pub use start::start as agent_start;
