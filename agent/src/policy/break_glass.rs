@@ -212,6 +212,11 @@ impl Token {
         }
     }
 
+    /// The signatures that it carries.
+    pub fn each_signature(&self) -> impl Iterator<Item = (Form, &[u8])> {
+        self.signatures.iter().map(|one| (one.form, one.bytes.as_slice()))
+    }
+
     /// Who signed it, if that is enough and it is for this device and this time. Without a clock the time
     /// is not asked for: that it is used once is known all the same.
     ///
@@ -225,8 +230,7 @@ impl Token {
         now: Option<Timestamp>,
     ) -> Result<Vec<SignedBy>, Why> {
         let Claim { device: meant, valid_until, .. } = &self.claim;
-        let signatures: Vec<_> =
-            self.signatures.iter().map(|one| (one.form, one.bytes.as_slice())).collect();
+        let signatures: Vec<_> = self.each_signature().collect();
         let by = verify_signatures(trust, needed, &self.claim.signed_bytes(), &signatures, now)?;
         if device.name.as_ref() != Some(meant) {
             let message = format!("it is for device:{meant}, and this is {device}");

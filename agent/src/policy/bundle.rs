@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-pub use build::{BuildError, Options, build};
+pub use build::{BuildError, Options, build, build_from};
 pub use device::{DEVICE_FILE, Device, parse_device_file, placed, read_device_file};
 pub use head::Head;
 pub use manifest::{Manifest, Part, Target};
@@ -46,7 +46,7 @@ const MAX_SIGNATURES: usize = 16;
 const MAX_SIGNATURE: usize = 64 << 10;
 
 /// The first entry.
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// What the names of parts begin with.
 const PARTS: &str = "parts/";
 /// What the names of signatures begin with.
@@ -85,7 +85,8 @@ pub struct Bundle {
     signatures: Vec<(Form, Range<usize>)>,
 }
 
-fn malformed(what: impl std::fmt::Display) -> Why {
+/// A refusal of what is no bundle.
+pub(crate) fn malformed(what: impl std::fmt::Display) -> Why {
     ("malformed", format!("{what}; make it anew with `portcullis policy build`"))
 }
 
@@ -162,6 +163,18 @@ impl Bundle {
         &self.bytes
     }
 
+    /// One of its parts, by the name that the manifest gives it.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Option<&[u8]> {
+        let (_, range) = self.parts.iter().find(|(known, _)| known == name)?;
+        Some(&self.bytes[range.clone()])
+    }
+
+    /// The signatures that it carries.
+    pub fn each_signature(&self) -> impl Iterator<Item = (Form, &[u8])> {
+        self.signatures.iter().map(|(form, range)| (*form, &self.bytes[range.clone()]))
+    }
+
     /// What signatures are over.
     #[must_use]
     pub fn signed_bytes(&self) -> &[u8] {
@@ -213,11 +226,7 @@ impl Bundle {
         needed: usize,
         now: Option<Timestamp>,
     ) -> Result<Vec<SignedBy>, Why> {
-        let signatures: Vec<_> = self
-            .signatures
-            .iter()
-            .map(|(form, range)| (*form, &self.bytes[range.clone()]))
-            .collect();
+        let signatures: Vec<_> = self.each_signature().collect();
         verify_signatures(trust, needed, self.signed_bytes(), &signatures, now)
     }
 

@@ -3,6 +3,7 @@
 pub mod break_glass;
 pub mod bundle;
 pub mod diagnostic;
+pub mod files;
 pub mod manifest;
 mod merge;
 pub mod places;
@@ -12,8 +13,6 @@ pub mod trust;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,13 +25,11 @@ use crate::{
     kernel::vouched::{MAX_VOUCHED, Vouch},
     usb,
 };
-use diagnostic::{Diagnostic, Diagnostics, Text};
+use diagnostic::{Diagnostics, Text};
+use files::{Disk, Files};
 use merge::{Rules, choices_of};
 use source::{Signs, Source, VerifiedFilesystem};
 use trust::PolicyTrust;
-
-/// The largest policy file or manifest that is read, in bytes: about two million entries.
-const MAX_FILE: u64 = 256 << 20;
 
 /// What stands for a signer among the sources, before its name.
 const SIGNATURE_BY: &str = "signature by ";
@@ -82,7 +79,20 @@ impl Policy {
     /// Every mistake in the policy file; or, if that has none, every mistake in its manifests and
     /// every contradiction.
     pub fn load(file: &Path, progress: &ProgressBar) -> Result<Self, Diagnostics> {
-        let bytes = read(file, progress)?;
+        Self::load_from(&Disk, file, progress)
+    }
+
+    /// The same from wherever its files come from.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_from(
+        files: &dyn Files,
+        file: &Path,
+        progress: &ProgressBar,
+    ) -> Result<Self, Diagnostics> {
+        let read = |path: &Path| files.read(path).inspect(|bytes| progress.inc(bytes.len() as u64));
+        let bytes = read(file)?;
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             // What comes before is valid, so it can be counted in.
             let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned();
@@ -110,7 +120,7 @@ impl Policy {
                 found.push(place.at(include.offset, "more than 65,535 included manifests"));
                 break;
             };
-            let entries = read(&path, progress)
+            let entries = read(&path)
                 .map_err(|mistake| {
                     let why = format!("includes {}, which {}", path.display(), mistake.message);
                     Diagnostics::from(
@@ -138,7 +148,7 @@ impl Policy {
         }
         let rules = rules.merge(&sources, &mut found);
         let mut signed = BTreeMap::new();
-        let trust = PolicyTrust::load(folder, &source, &place, &mut found);
+        let trust = PolicyTrust::load(files, folder, &source, (&place, &mut found));
         Diagnostics::check(found)?;
         for by in trust.signers_of_files() {
             let Ok(index) = u16::try_from(sources.len()) else { break };
@@ -234,28 +244,6 @@ impl Policy {
 #[must_use]
 pub fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
-}
-
-/// Reads a whole file, if it is one and not too large.
-fn read(file: &Path, progress: &ProgressBar) -> Result<Vec<u8>, Diagnostic> {
-    let fail = |what: String| Diagnostic::whole_file(file, what);
-    // A FIFO must not hang us, and a device must not fill the memory.
-    let metadata =
-        std::fs::metadata(file).map_err(|error| fail(format!("cannot be read: {error}")))?;
-    if !metadata.is_file() {
-        return Err(fail("is not a file".into()));
-    }
-    if metadata.len() > MAX_FILE {
-        let limit = MAX_FILE >> 20;
-        return Err(fail(format!("is larger than {limit} MiB"))
-            .with_help("split it into several manifests"));
-    }
-    let mut bytes = Vec::new();
-    File::open(file)
-        .and_then(|opened| opened.take(MAX_FILE + 1).read_to_end(&mut bytes))
-        .map_err(|error| fail(format!("cannot be read: {error}")))?;
-    progress.inc(bytes.len() as u64);
-    Ok(bytes)
 }
 
 #[cfg(test)]

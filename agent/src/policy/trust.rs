@@ -7,8 +7,8 @@ use portcullis_common::Kinds;
 
 use super::{
     diagnostic::{Diagnostic, Text},
+    files::{Disk, Files},
     manifest::kinds_words,
-    read,
     source::{AnchorSource, Revoked, SignerSource, Signs, Source},
 };
 use crate::{
@@ -45,15 +45,15 @@ const ROTATED: &str = "# signer:";
 impl PolicyTrust {
     /// Reads the keys and certificates that a policy names. Mistakes go to `found`.
     pub(super) fn load(
+        files: &dyn Files,
         folder: &Path,
         source: &Source,
-        place: &Text<'_>,
-        found: &mut Vec<Diagnostic>,
+        (place, found): (&Text<'_>, &mut Vec<Diagnostic>),
     ) -> Self {
         let mut policy = Self::default();
         for signer in &source.signers {
             for (anchor, offset) in &signer.anchors {
-                match anchor_of(folder, anchor) {
+                match anchor_of(files, folder, anchor) {
                     Ok(anchor) => policy.add(signer, anchor),
                     Err((message, help)) => {
                         found.push(place.at(*offset, message).with_optional_help(help));
@@ -100,7 +100,7 @@ impl PolicyTrust {
     }
 
     fn in_anchor(path: &Path, anchor: &AnchorSource) -> Result<Self, Diagnostic> {
-        let anchor = anchor_of(Path::new(""), anchor).map_err(|(message, help)| {
+        let anchor = anchor_of(&Disk, Path::new(""), anchor).map_err(|(message, help)| {
             Diagnostic::whole_file(path, message).with_optional_help(help)
         })?;
         let signer = Signer {
@@ -334,6 +334,30 @@ impl PolicyTrust {
     /// # Errors
     /// If the text cannot be read, or somebody else signed it.
     pub fn rotate(&mut self, text: &[u8], by: &[SignedBy]) -> Result<(), Why> {
+        let (name, new) = Self::rotated(text)?;
+        if !by.iter().any(|by| by.signer == name) {
+            let signers: Vec<_> = by.iter().map(|by| by.signer.as_str()).collect();
+            let message = format!(
+                "it changes the key of {name}, and {} signed it; only a signer's own key can",
+                signers.join(" and ")
+            );
+            return Err(("untrusted-signer", message));
+        }
+        let anchor =
+            Anchor::read(new.as_bytes()).map_err(|error| ("malformed", error.to_string()))?;
+        let known = self.trust.signers.iter().position(|signer| signer.name == name);
+        let Some(known) = known else { return Ok(()) };
+        let successor = Signer { anchor, ..self.trust.signers[known].clone() };
+        self.signs.push(self.signs.get(known).copied().unwrap_or_default());
+        self.trust.signers.push(successor);
+        Ok(())
+    }
+
+    /// Whose key a change of keys changes, and the text of the new one.
+    ///
+    /// # Errors
+    /// If it is no change of keys.
+    pub fn rotated(text: &[u8]) -> Result<(&str, &str), Why> {
         let malformed = |message: String| ("malformed", message);
         let form = "`portcullis key rotate` writes such a file";
         let written =
@@ -346,22 +370,7 @@ impl PolicyTrust {
         let Some(name) = name else {
             return Err(malformed(format!("the second line is not `{ROTATED} NAME`; {form}")));
         };
-        if !by.iter().any(|by| by.signer == name) {
-            let signers: Vec<_> = by.iter().map(|by| by.signer.as_str()).collect();
-            let message = format!(
-                "it changes the key of {name}, and {} signed it; only a signer's own key can",
-                signers.join(" and ")
-            );
-            return Err(("untrusted-signer", message));
-        }
-        let new = lines.next().unwrap_or_default();
-        let anchor = Anchor::read(new.as_bytes()).map_err(|error| malformed(error.to_string()))?;
-        let known = self.trust.signers.iter().position(|signer| signer.name == name);
-        let Some(known) = known else { return Ok(()) };
-        let successor = Signer { anchor, ..self.trust.signers[known].clone() };
-        self.signs.push(self.signs.get(known).copied().unwrap_or_default());
-        self.trust.signers.push(successor);
-        Ok(())
+        Ok((name, lines.next().unwrap_or_default()))
     }
 
     /// The text of a change of keys, to be signed with a key that the signer has.
@@ -409,12 +418,11 @@ impl From<&Verified> for SignedBy {
 
 type Mistake = (String, Option<String>);
 
-fn anchor_of(folder: &Path, anchor: &AnchorSource) -> Result<Anchor, Mistake> {
+fn anchor_of(files: &dyn Files, folder: &Path, anchor: &AnchorSource) -> Result<Anchor, Mistake> {
     let (AnchorSource::Certificate(path) | AnchorSource::Key(path)) = anchor;
     let path = folder.join(path);
     let shown = path.display();
-    let hidden = indicatif::ProgressBar::hidden();
-    let bytes = read(&path, &hidden).map_err(|mistake| {
+    let bytes = files.read(&path).map_err(|mistake| {
         let help = "paths are relative to the policy file's folder".to_owned();
         (format!("{shown} {}", mistake.message), Some(help))
     })?;

@@ -58,6 +58,15 @@ pub fn verify(
     Ok(Signed { content: parsed.content().map(<[u8]>::to_vec), signers })
 }
 
+/// The content in a signature, whoever has signed it.
+///
+/// # Errors
+/// If it has none, or is no signature.
+pub fn content_of(message: &[u8]) -> Result<Vec<u8>, Rejected> {
+    let der = unwrapped(message)?;
+    Parsed::read(&der)?.content().map(<[u8]>::to_vec).ok_or(Rejected::NoContent)
+}
+
 /// As [`verify`], over content outside the signature that `hasher` hashes, at most once with each
 /// algorithm.
 ///

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,7 @@ use crate::{
     policy::{
         Policy,
         diagnostic::Diagnostics,
+        files::{Disk, Files},
         manifest::is_name,
         source::{AnchorSource, Source},
     },
@@ -89,13 +90,24 @@ pub fn build(
     options: &Options,
     progress: &ProgressBar,
 ) -> Result<Vec<u8>, BuildError> {
-    let policy = Policy::load(file, progress)?;
+    build_from(&Disk, file, options, progress)
+}
+
+/// The same from wherever its files come from.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_from(
+    files: &dyn Files,
+    file: &Path,
+    options: &Options,
+    progress: &ProgressBar,
+) -> Result<Vec<u8>, BuildError> {
+    let policy = Policy::load_from(files, file, progress)?;
     if !is_name(&policy.name) {
         return Err(BuildError::Name { policy: file.to_owned(), name: policy.name });
     }
-    let read = |path: &Path| {
-        fs::read(path).map_err(|source| BuildError::File { path: path.to_owned(), source })
-    };
+    let read = |path: &Path| Ok::<_, Diagnostics>(files.read(path)?.into_owned());
     let bytes = read(file)?;
     let source = Source::parse(file, &String::from_utf8_lossy(&bytes))?;
     let folder = file.parent().unwrap_or(Path::new(""));

@@ -48,7 +48,11 @@ impl Head {
         Self::parse(file, length)
     }
 
-    fn parse(file: impl Read + Seek, length: u64) -> Result<Self, Why> {
+    /// The same from wherever its bytes come from.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(file: impl Read + Seek, length: u64) -> Result<Self, Why> {
         let broken = |error: io::Error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 ("truncated", "it ends too early; copy it again".into())
@@ -94,6 +98,17 @@ impl Head {
         Ok(Self { signed, signatures })
     }
 
+    /// What signatures are over.
+    #[must_use]
+    pub fn signed_bytes(&self) -> &[u8] {
+        &self.signed
+    }
+
+    /// The signatures that it carries.
+    pub fn each_signature(&self) -> impl Iterator<Item = (Form, &[u8])> {
+        self.signatures.iter().map(|(form, bytes)| (*form, bytes.as_slice()))
+    }
+
     /// Who signed it, if that is enough, as [`super::Bundle::verify`] says it.
     ///
     /// # Errors
@@ -104,8 +119,7 @@ impl Head {
         needed: usize,
         now: Option<Timestamp>,
     ) -> Result<Vec<SignedBy>, Why> {
-        let signatures: Vec<_> =
-            self.signatures.iter().map(|(form, bytes)| (*form, bytes.as_slice())).collect();
+        let signatures: Vec<_> = self.each_signature().collect();
         verify_signatures(trust, needed, &self.signed, &signatures, now)
     }
 }
