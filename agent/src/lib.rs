@@ -4,6 +4,7 @@
 //! where a file turns into running code and look its digest up in an allowlist; what is here
 //! loads them, fills the allowlist from the operator's policy, and tells what they decided.
 
+mod alone;
 pub mod api;
 pub mod artifact;
 pub mod catalog;
@@ -20,6 +21,7 @@ pub mod import;
 pub mod kernel;
 pub mod learn;
 pub mod policy;
+pub mod reader;
 pub mod run;
 pub mod scan;
 pub mod sinks;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +24,7 @@ use crate::{
         source::Signs,
         trust::{PolicyTrust, Why},
     },
+    reader::{self, Check, Task, Unchecked},
 };
 
 /// Everything that a folder holds.
@@ -43,6 +45,8 @@ pub struct Signed<'a> {
     pub trust: &'a PolicyTrust,
     /// The time, if it is known.
     pub now: Option<Timestamp>,
+    /// What looks at everything before it is read.
+    pub check: &'a dyn Check,
 }
 
 impl Signed<'_> {
@@ -69,7 +73,7 @@ pub fn read_folder(
     shelf: &Shelf,
     trust: &mut PolicyTrust,
     versions: &Versions,
-    now: Option<Timestamp>,
+    (check, now): (&dyn Check, Option<Timestamp>),
 ) -> Reading {
     let mut reading = Reading::default();
     let documents = match folder::list(folder) {
@@ -86,16 +90,18 @@ pub fn read_folder(
             Vec::new()
         }
     };
-    let documents = rotate(documents, trust, now, &mut reading.refused);
+    let documents = rotate(documents, trust, (check, now), &mut reading.refused);
     let mut found = Vec::new();
     for document in documents {
-        let read = open(&document, trust, now);
+        let read = open(&document, &Signed { trust, now, check });
         match read.and_then(|(text, by)| catalog(&document.path, &text, by, trust)) {
             Ok(catalog) => found.push(catalog),
             Err(why) => reading.refused.push(refusal(document.path, why)),
         }
     }
-    let brought = shelf.read(&Signed { trust, now }, &mut reading.kept);
+    // What lies there was looked at before it was taken, and nobody but the agent changes it. A catalog that
+    // takes digests back must not depend on a process that others can end.
+    let brought = shelf.read(&Signed { trust, now, check: &Unchecked }, &mut reading.kept);
     for (path, catalog) in brought {
         match catalog {
             Ok(catalog) => found.push(catalog),
@@ -116,10 +122,14 @@ fn refusal(path: PathBuf, (reason, message): Why) -> Refused {
 }
 
 /// Adds the changes of keys that lie in a folder to `trust`.
-pub fn rotate_by(folder: &Path, trust: &mut PolicyTrust, now: Option<Timestamp>) {
+pub fn rotate_by(
+    folder: &Path,
+    trust: &mut PolicyTrust,
+    (check, now): (&dyn Check, Option<Timestamp>),
+) {
     if let Ok((documents, _)) = folder::list(folder) {
         // What is refused is told by who reads the folder.
-        drop(rotate(documents, trust, now, &mut Vec::new()));
+        drop(rotate(documents, trust, (check, now), &mut Vec::new()));
     }
 }
 
@@ -128,7 +138,7 @@ pub fn rotate_by(folder: &Path, trust: &mut PolicyTrust, now: Option<Timestamp>)
 fn rotate(
     documents: Vec<Document>,
     trust: &mut PolicyTrust,
-    now: Option<Timestamp>,
+    (check, now): (&dyn Check, Option<Timestamp>),
     refused: &mut Vec<Refused>,
 ) -> Vec<Document> {
     let (mut waiting, others): (Vec<_>, Vec<_>) =
@@ -137,7 +147,8 @@ fn rotate(
         let before = waiting.len();
         let mut failed = Vec::new();
         waiting.retain(|document| {
-            let taken = open(document, trust, now).and_then(|(text, by)| trust.rotate(&text, &by));
+            let opened = open(document, &Signed { trust, now, check });
+            let taken = opened.and_then(|(text, by)| trust.rotate(&text, &by));
             taken.map_err(|why| failed.push(refusal(document.path.clone(), why))).is_err()
         });
         if waiting.is_empty() || waiting.len() == before {
@@ -150,28 +161,30 @@ fn rotate(
 /// The document's text and who signed it, if every signature is good and trusted for that.
 pub(super) fn open(
     document: &Document,
-    trust: &PolicyTrust,
-    now: Option<Timestamp>,
+    signed: &Signed<'_>,
 ) -> Result<(Vec<u8>, Vec<SignedBy>), Why> {
-    let unreadable = |why: String| ("unreadable", why);
-    let signed = Signed { trust, now };
-    let mut by = Vec::new();
+    let read = |path: &Path, limit| folder::read(path, limit).map_err(|why| ("unreadable", why));
     let attached = document.signatures.get(&Form::Attached);
+    let first = read(attached.unwrap_or(&document.path), MAX_DOCUMENT)?;
+    let mut beside = Vec::new();
+    for (form, path) in &document.signatures {
+        if *form != Form::Attached {
+            beside.push((*form, read(path, MAX_SIGNATURE)?));
+        }
+    }
+    let form = check_document(document, &first, &beside, signed)?;
+    let mut by = Vec::new();
     let text = match attached {
         Some(message) => {
-            let bytes = folder::read(message, MAX_DOCUMENT).map_err(unreadable)?;
-            let (text, signers) = trust.open_message(&bytes, Signs::CATALOG, now)?;
+            let (text, signers) = signed.trust.open_message(&first, Signs::CATALOG, signed.now)?;
             by.extend(signers);
             check_beside(message, &text)?;
             text
         }
-        None => folder::read(&document.path, MAX_DOCUMENT).map_err(unreadable)?,
+        None => first,
     };
-    for (form, path) in &document.signatures {
-        if *form != Form::Attached {
-            let signature = folder::read(path, MAX_SIGNATURE).map_err(unreadable)?;
-            by.extend(signed.beside(*form, &text, &signature)?);
-        }
+    for (form, signature) in &beside {
+        by.extend(signed.beside(*form, &text, signature)?);
     }
     if by.is_empty() {
         let name = document.path.file_name().unwrap_or_default().to_string_lossy();
@@ -182,7 +195,28 @@ pub(super) fn open(
             ),
         ));
     }
+    // Who may not sign it is told first.
+    form?;
     Ok((text, by))
+}
+
+/// Has a document read before anything else is done with it. Returns what is wrong with its form.
+fn check_document(
+    document: &Document,
+    first: &[u8],
+    beside: &[(Form, Vec<u8>)],
+    signed: &Signed<'_>,
+) -> Result<reader::Form, Why> {
+    let is_attached = document.signatures.contains_key(&Form::Attached);
+    let mut pieces = vec![(if is_attached { "p7m" } else { "text" }, first)];
+    for (form, signature) in beside {
+        pieces.push((if *form == Form::Raw { "sig" } else { "p7s" }, signature));
+    }
+    let task = Task::Document {
+        file: document.path.as_os_str().as_bytes().to_vec(),
+        is_rotation: document.kind == Kind::Rotation,
+    };
+    signed.check.check(&task, &pieces, &signed.trust.trust)
 }
 
 /// A message holds its text; if the text lies beside it as well, it must be the same, or nobody could
@@ -223,7 +257,7 @@ pub fn look_at(
     now: Option<Timestamp>,
 ) -> Result<(Looked, Vec<SignedBy>), Why> {
     let document = folder::one(file)?;
-    let (text, by) = open(&document, trust, now)?;
+    let (text, by) = open(&document, &Signed { trust, now, check: &Unchecked })?;
     if document.kind == Kind::Rotation {
         trust.clone().rotate(&text, &by)?;
         return Ok((Looked { name: None, version: None, digests: 0, withdrawn: 0 }, by));
@@ -236,6 +270,14 @@ pub fn look_at(
         withdrawn: read.withdrawn.len(),
     };
     Ok((looked, read.by))
+}
+
+/// Reads the text of a catalog, whoever has signed it.
+///
+/// # Errors
+/// If it is none.
+pub fn read_text(path: &Path, text: &[u8]) -> Result<(), Why> {
+    catalog(path, text, Vec::new(), &PolicyTrust::default()).map(drop)
 }
 
 pub(super) fn catalog(

@@ -160,7 +160,10 @@ fn classify(path: &Path) -> Option<(Kind, PathBuf, Option<Form>)> {
 }
 
 /// Opens a file, if it is one, and says how long it is.
-fn open(path: &Path) -> Result<(File, u64), String> {
+///
+/// # Errors
+/// With what is wrong, for people.
+pub fn open(path: &Path) -> Result<(File, u64), String> {
     // A FIFO must not hang us.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file: File = opened.map_err(cannot)?;
@@ -177,7 +180,14 @@ fn cannot(error: io::Error) -> String {
 /// # Errors
 /// With what is wrong, for people.
 pub fn start(path: &Path, length: usize) -> Result<Vec<u8>, String> {
-    let (file, _) = open(path)?;
+    start_of(&open(path)?.0, length)
+}
+
+/// The same of a file that is open, from where it stands.
+///
+/// # Errors
+/// With what is wrong, for people.
+pub fn start_of(file: &File, length: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(length);
     file.take(length as u64).read_to_end(&mut bytes).map_err(cannot)?;
     Ok(bytes)
@@ -188,7 +198,14 @@ pub fn start(path: &Path, length: usize) -> Result<Vec<u8>, String> {
 /// # Errors
 /// With what is wrong, for people.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
-    let (file, length) = open(path)?;
+    read_open(open(path)?, limit)
+}
+
+/// The same of a file that is open, from where it stands.
+///
+/// # Errors
+/// With what is wrong, for people.
+pub fn read_open((file, length): (File, u64), limit: u64) -> Result<Vec<u8>, String> {
     if length > limit {
         return Err(format!("is larger than {limit} bytes"));
     }

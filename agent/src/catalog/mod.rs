@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use portcullis_common::{Digest, Kinds};
 use serde::{Deserialize, Serialize};
 
-pub use accept::{Looked, Reading, Signed, look_at, read_folder, rotate_by};
+pub use accept::{Looked, Reading, Signed, look_at, read_folder, read_text, rotate_by};
 
 use crate::{
     policy::{manifest::Entry, source::Signs},

@@ -16,9 +16,12 @@ use super::{
     accept::{self, Signed},
     folder::{self, Form, Kind, MAX_SIGNATURE},
 };
-use crate::policy::{
-    manifest::{self, Manifest},
-    trust::Why,
+use crate::{
+    policy::{
+        manifest::{self, Manifest},
+        trust::Why,
+    },
+    reader::Task,
 };
 
 /// Bytes of a parcel.
@@ -93,6 +96,7 @@ pub fn split(bytes: &[u8]) -> Result<Parts<'_>, Why> {
 /// # Errors
 /// If it does not count.
 pub fn open(file: &Path, bytes: &[u8], signed: &Signed<'_>) -> Result<Catalog, Why> {
+    let form = signed.check.check(&Task::Parcel, &[("parcel", bytes)], &signed.trust.trust)?;
     let Parts { text, signatures } = split(bytes)?;
     let mut by = Vec::new();
     for (form, signature) in signatures {
@@ -101,6 +105,8 @@ pub fn open(file: &Path, bytes: &[u8], signed: &Signed<'_>) -> Result<Catalog, W
     if by.is_empty() {
         return Err(("unsigned", "it came without a signature; `portcullis catalog sign`".into()));
     }
+    // Who may not sign it is told first.
+    form?;
     accept::catalog(file, text, by, signed.trust)
 }
 

@@ -22,6 +22,7 @@ mod policy;
 mod policy_diff;
 mod policy_test;
 mod push;
+mod read_policy;
 mod run;
 mod scan;
 mod signing;
@@ -95,6 +96,9 @@ enum Verb {
     /// Write manual pages and shell completions into a folder
     #[command(hide = true)]
     Documentation(documentation::Args),
+    /// Started by the agent only: reads one policy, bundle, catalog or token with nothing to lose
+    #[command(hide = true)]
+    ReadPolicy,
 }
 
 /// What a command could not do, with its exit code.
@@ -164,6 +168,7 @@ pub fn main() -> ExitCode {
         Verb::Mode(args) => mode::mode(&args),
         Verb::Stop(args) => stop::stop(&args),
         Verb::Documentation(args) => documentation::documentation(&args),
+        Verb::ReadPolicy => read_policy::read_policy(),
     };
     outcome.unwrap_or_else(|Failure { code, error }| {
         // Nobody may be reading any more.

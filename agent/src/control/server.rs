@@ -82,6 +82,8 @@ pub enum FoundOut {
     Policy(Result<Box<Candidate>, Refusal>),
     /// What became of a catalog that a fleet's servers have brought.
     Taken(Result<Box<Taken>, Why>),
+    /// Whether a token can be read.
+    Token(Result<(), Why>),
     /// What became of one that they take away: none if there is none.
     TakenAway(Result<Option<TakenAway>, Why>),
 }

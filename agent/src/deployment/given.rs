@@ -13,7 +13,10 @@ use indicatif::ProgressBar;
 use super::Store;
 use crate::{
     durable,
-    policy::bundle::{Bundle, Options, build},
+    policy::{
+        bundle::{Bundle, Options, build_from},
+        files::Files,
+    },
 };
 
 /// The copy, with everything that the file names.
@@ -27,12 +30,17 @@ const MAX_BYTES: u64 = 16 << 20;
 ///
 /// # Errors
 /// If there is none, with the reason for people.
-pub fn keep(folder: &Path, file: &Path, sources: &[String]) -> Result<(), String> {
+pub fn keep(
+    folder: &Path,
+    files: &dyn Files,
+    file: &Path,
+    sources: &[String],
+) -> Result<(), String> {
     let sizes = sources.iter().filter_map(|source| fs::metadata(source).ok());
     if sizes.map(|source| source.len()).sum::<u64>() > MAX_BYTES {
         return Err(format!("it is larger than {} MiB", MAX_BYTES >> 20));
     }
-    let made = build(file, &Options::default(), &ProgressBar::hidden());
+    let made = build_from(files, file, &Options::default(), &ProgressBar::hidden());
     let made = made.map_err(|error| error.to_string())?;
     let path = folder.join(COPY);
     // A flash memory wears out by writing.
@@ -65,6 +73,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::files::Disk;
 
     #[test]
     fn a_copy_is_what_the_file_was() {
@@ -80,17 +89,17 @@ mod tests {
         fs::write(&file, text).expect("written");
         fs::write(folder.path().join("list"), list).expect("written");
         let sources = [file.display().to_string()];
-        keep(&kept, &file, &sources).expect("kept");
+        keep(&kept, &Disk, &file, &sources).expect("kept");
         // A mistake is no copy, and takes none away.
         fs::write(&file, "name = ").expect("written");
-        assert!(keep(&kept, &file, &sources).is_err());
+        assert!(keep(&kept, &Disk, &file, &sources).is_err());
         for _ in 0..2 {
             let copy = store.open_given().expect("good").expect("there");
             assert_eq!(fs::read_to_string(&copy).expect("there"), text);
             assert!(copy.with_file_name("list").exists());
         }
         fs::File::create(&file).and_then(|file| file.set_len(1 << 30)).expect("written");
-        assert!(keep(&kept, &file, &sources).expect_err("huge").contains("16 MiB"));
+        assert!(keep(&kept, &Disk, &file, &sources).expect_err("huge").contains("16 MiB"));
         fs::write(kept.join(COPY), "no bundle").expect("written");
         assert!(store.open_given().is_err());
     }

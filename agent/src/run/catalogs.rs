@@ -36,6 +36,7 @@ use crate::{
         gates::GatesError,
     },
     policy::Policy,
+    reader::Checked,
 };
 
 /// A clock that shows an earlier time was not set: this version had not been made then.
@@ -135,7 +136,7 @@ pub fn now() -> Option<Timestamp> {
 /// Reads the folder, and makes of the policy and what it holds a new one. What is in force is
 /// remembered on the disk before it can be.
 #[must_use]
-pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
+pub fn read(base: &Policy, places: &Places, check: Checked) -> (Policy, Found) {
     if base.trust.is_empty() {
         return (base.clone(), Found::default());
     }
@@ -150,7 +151,8 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
         checks.push(bad_versions(format!("{why}; its copy was used")));
     }
     let mut trust = base.trust.clone();
-    let mut reading = read_folder(&places.folder, &places.shelf(), &mut trust, &versions, now());
+    let mut reading =
+        read_folder(&places.folder, &places.shelf(), &mut trust, &versions, (&check, now()));
     if (reading.remember(&mut versions) || recovered.is_some())
         && let Err(error) = versions.store()
     {
@@ -160,7 +162,7 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
         durable::mend_copy(&file);
         checks.push(Check::ok(VERSIONS.0, VERSIONS.1, format!("kept in {}", file.display())));
     }
-    checks.push(check(&reading));
+    checks.push(health(&reading));
     let mut policy = base.with_catalogs(&reading.catalogs);
     policy.trust = trust;
     let counts = reading.catalogs.iter().map(|one| (one.entries.len(), one.withdrawn.len()));
@@ -179,7 +181,7 @@ pub fn read(base: &Policy, places: &Places) -> (Policy, Found) {
 /// # Errors
 /// If the kernel has no memory for the rules.
 pub fn prepare(base: &Policy, places: &Places, in_kernel: bool) -> Result<Prepared, GatesError> {
-    let (policy, found) = read(base, places);
+    let (policy, found) = read(base, places, Checked { at_start: false });
     let rules = if in_kernel {
         Some(Allowlist::fill(&policy.rules, policy.room(), &ProgressBar::hidden())?)
     } else {
@@ -197,7 +199,7 @@ fn bad_versions(found: String) -> Check {
 }
 
 /// What a status page says of the folder.
-fn check(reading: &Reading) -> Check {
+fn health(reading: &Reading) -> Check {
     let (id, title) = ("catalogs", "catalogs are good and in date");
     // What a newer one replaces is as it should be.
     let refused = reading.refused.iter().find(|one| one.reason != "superseded");

@@ -20,6 +20,7 @@ use crate::{
         pins,
     },
     policy::{Policy, bundle::DEVICE_FILE},
+    reader::Checked,
     usb::{
         device::{DEVICES, Device},
         preflight as preflight_usb,
@@ -222,7 +223,7 @@ fn load(
     let base = Policy::load(&candidate.policy, &reading);
     reading.finish_and_clear();
     let base = base?;
-    let (policy, found) = catalogs::read(&base, &options.catalogs);
+    let (policy, found) = catalogs::read(&base, &options.catalogs, Checked { at_start: true });
     let mode = options.mode.unwrap_or(policy.mode);
     Ok((base, policy, found, mode))
 }

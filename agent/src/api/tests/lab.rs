@@ -44,6 +44,7 @@ use crate::{
     door,
     event::AccessRefused,
     policy::trust::{PolicyTrust, Why},
+    reader::Unchecked,
     run::sink::Line,
     sync::lock,
 };
@@ -171,20 +172,22 @@ impl Behaviour {
             return Vec::new();
         }
         let (nowhere, versions) = (Path::new("/nowhere"), Versions::none(Path::new("/nowhere")));
-        self.shelf(|shelf, trust| read_folder(nowhere, shelf, trust, &versions, None).kept)
+        self.shelf(|shelf, trust| {
+            read_folder(nowhere, shelf, trust, &versions, (&Unchecked, None)).kept
+        })
     }
 
     fn take(&self, path: &str) -> Result<Answer, Why> {
         let versions = Versions::none(Path::new("/nowhere"));
         let taken = self.shelf(|shelf, trust| {
-            shelf.take(path.as_ref(), &Signed { trust, now: None }, &versions)
+            shelf.take(path.as_ref(), &Signed { trust, now: None, check: &Unchecked }, &versions)
         })?;
         Ok(answer(&TakenAnswer { kept: taken.kept, version: taken.version }))
     }
 
     fn take_away(&self, name: &str) -> Result<Answer, Why> {
         let signed = |shelf: &Shelf, trust: &mut PolicyTrust| {
-            shelf.take_away(name, &Signed { trust, now: None })
+            shelf.take_away(name, &Signed { trust, now: None, check: &Unchecked })
         };
         self.shelf(signed).map(|taken| answer(&json!({ "taken_away": taken.is_some() })))
     }

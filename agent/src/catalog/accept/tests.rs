@@ -72,7 +72,13 @@ impl Lab {
 
     pub fn read(&self) -> Reading {
         let shelf = Shelf::new(self.shelf.path());
-        read_folder(self.folder.path(), &shelf, &mut self.trust.clone(), &self.versions, None)
+        read_folder(
+            self.folder.path(),
+            &shelf,
+            &mut self.trust.clone(),
+            &self.versions,
+            (&Unchecked, None),
+        )
     }
 
     /// What is in force, and what is not, as `FILE: REASON`.

@@ -28,7 +28,7 @@ impl Lab {
     }
 
     fn signed_by(&self) -> Signed<'_> {
-        Signed { trust: &self.trust, now: None }
+        Signed { trust: &self.trust, now: None, check: &Unchecked }
     }
 
     fn bring(&self, parcel: &[u8]) -> Result<bool, &'static str> {
@@ -114,7 +114,7 @@ fn what_takes_digests_back_cannot_be_taken_away() {
     let others = parcel(&catalog("revoked", 2, 1), Some(&lab.plant));
     assert_eq!(lab.bring(&others), Err("other-signer"));
     let nobody = crate::policy::trust::PolicyTrust::default();
-    let by_nobody = Signed { trust: &nobody, now: None };
+    let by_nobody = Signed { trust: &nobody, now: None, check: &Unchecked };
     let why = lab.shelf().take_away("revoked", &by_nobody).expect_err("it stays");
     assert_eq!(why.0, "withdraws");
     lab.check(&["catalog-revoked.parcel"], &[]);

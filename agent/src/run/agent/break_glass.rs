@@ -13,9 +13,9 @@ use super::{
 use crate::{
     catalog::SignedBy,
     control::{
-        Refusal,
+        Refusal, Request,
         caller::Caller,
-        server::{Answer, json},
+        server::{Answer, Asker, FoundOut, json},
     },
     event::{Body, GlassChange},
     kernel::check::Check,
@@ -24,6 +24,7 @@ use crate::{
         bundle::{DEVICE_FILE, Device},
         trust::Why,
     },
+    reader,
     run::catalogs,
 };
 
@@ -31,9 +32,21 @@ const ID: &str = "break-glass";
 const TITLE: &str = "nobody has lifted enforcement";
 
 impl Agent {
+    /// Has a token read by a process of its own, and sends the request again.
+    pub(super) fn read_token(&self, text: String, request: Request, asker: Asker) {
+        let Some(commands) = self.commands.clone() else { return };
+        let trust = self.deployment.operators().0.trust.clone();
+        tokio::spawn(async move {
+            let reading = tokio::task::spawn_blocking(move || reader::token(&text, &trust));
+            let read = reading.await.unwrap_or_else(|error| Err(("state", error.to_string())));
+            // The agent may be ending.
+            let _ = commands.send(asker.again(request, FoundOut::Token(read))).await;
+        });
+    }
+
     /// Does what a token says, or says why not.
-    pub(super) fn break_glass(&mut self, text: &str, by: Option<&Caller>) -> Answer {
-        match self.lift(text, by) {
+    pub(super) fn break_glass(&mut self, read: Result<&str, Why>, by: Option<&Caller>) -> Answer {
+        match read.and_then(|text| self.lift(text, by)) {
             Ok(until) => json(&serde_json::json!({ "mode": "audit", "until": until })),
             Err(why) => {
                 self.tell_glass("refused", Vec::new(), None, Some(why.1.clone()), by);

@@ -18,6 +18,7 @@ use crate::{
     },
     event::CatalogChange,
     policy::trust::Why,
+    reader::Checked,
     run::catalogs,
 };
 
@@ -68,10 +69,11 @@ impl Agent {
             let looking = tokio::task::spawn_blocking(move || {
                 let now = catalogs::now();
                 let mut trust = base.map(|base| base.trust.clone()).unwrap_or_default();
-                rotate_by(&places.folder, &mut trust, now);
+                let check = &Checked { at_start: false };
+                rotate_by(&places.folder, &mut trust, (check, now));
                 let file = places.versions();
                 let versions = Versions::load(&file).unwrap_or_else(|_| Versions::none(&file));
-                let done = work(&places.shelf(), &Signed { trust: &trust, now }, &versions);
+                let done = work(&places.shelf(), &Signed { trust: &trust, now, check }, &versions);
                 crate::run::memory::release();
                 done
             });

@@ -5,6 +5,7 @@
 //! state before, or a whole bundle. A trial is never in force after a restart.
 
 use std::{
+    io::Seek,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,9 +14,12 @@ use jiff::{SignedDuration, Timestamp};
 use portcullis_common::Mode;
 use tokio::time::Instant;
 
-use super::{Agent, reload};
+use super::{
+    Agent,
+    reload::{self, refused_first},
+};
 use crate::{
-    catalog::SignedBy,
+    catalog::{SignedBy, folder},
     control::{
         BundleStatus, PushAnswer, Refusal, Request,
         caller::Caller,
@@ -26,9 +30,11 @@ use crate::{
     kernel::check::Check,
     policy::{
         Policy,
-        bundle::{Bundle, DEVICE_FILE, Device, Head},
+        bundle::{Bundle, DEVICE_FILE, Device, Head, MANIFEST, MAX_BUNDLE, malformed},
+        files::{Disk, InBundle},
         trust::{PolicyTrust, Why},
     },
+    reader,
     run::{catalogs, handover},
 };
 
@@ -168,9 +174,9 @@ fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
     let Look { store, operators: (trust, needed), told, reading } = look;
     let now = catalogs::now();
     // What nobody has signed is not read into memory.
-    let head = Head::read(path).map_err(because)?;
-    head.verify(trust, *needed, now).map_err(because)?;
-    let bundle = Bundle::read(path).map_err(because)?;
+    let bytes = read_signed(path, |head| head.verify(trust, *needed, now).map(drop), trust)?;
+    reader::bundle(&bytes, &trust.trust).map_err(|why| refused_first(why, because))?;
+    let bundle = Bundle::parse(bytes).map_err(because)?;
     let signed = bundle.verify(trust, *needed, now).map_err(because)?;
     let device = Device::read(Path::new(DEVICE_FILE)).map_err(|error| stays(&error))?;
     let warnings = bundle.check_device(&device, now).map_err(because)?;
@@ -178,9 +184,13 @@ fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
     store.check_age(&kept).map_err(because)?;
     let file = store.keep(&bundle).map_err(|error| stays(&error))?;
     let may_stop = bundle.manifest().skip_preflight;
+    let folder = file.parent().unwrap_or(Path::new("")).to_owned();
     let read = || {
-        let mut candidate = reading
-            .read(&file, |policy| !may_stop && told.unwrap_or(policy.mode) == Mode::Enforce)?;
+        // From memory: on the disk it could be another one by now.
+        let files = InBundle { bundle: &bundle, folder };
+        let mut candidate = reading.read(&files, &file, |policy| {
+            !may_stop && told.unwrap_or(policy.mode) == Mode::Enforce
+        })?;
         let policy = candidate.policy();
         if (&policy.name, policy.version) != (&kept.policy, kept.version) {
             let message =
@@ -201,6 +211,27 @@ fn look(path: &Path, look: &Look) -> Result<reload::Candidate, Refusal> {
         store.clean();
     }
     read
+}
+
+/// Reads a bundle into memory, if its head counts; that is read by a process of its own first.
+fn read_signed(
+    path: &Path,
+    counts: impl FnOnce(&Head) -> Result<(), Why>,
+    trust: &PolicyTrust,
+) -> Result<Vec<u8>, Refusal> {
+    let unreadable = |message| because(("unreadable", format!("{} {message}", path.display())));
+    let (mut file, length) = folder::open(path).map_err(unreadable)?;
+    if folder::start_of(&file, MANIFEST.len()).map_err(unreadable)? != MANIFEST.as_bytes() {
+        return Err(because(malformed("it is no bundle")));
+    }
+    if length > MAX_BUNDLE {
+        return Err(unreadable(format!("is larger than {MAX_BUNDLE} bytes")));
+    }
+    let head = reader::head(&file, length, &trust.trust).map_err(because)?;
+    counts(&head).map_err(because)?;
+    drop(head);
+    file.rewind().map_err(|error| unreadable(error.to_string()))?;
+    folder::read_open((file, length), MAX_BUNDLE).map_err(unreadable)
 }
 
 impl Agent {
@@ -231,7 +262,8 @@ impl Agent {
                 Some(kept) => next.open_kept(kept).map_err(|error| stays(&error))?.0,
                 None => given,
             };
-            reading.read(&file, |_| false)
+            // It was read before it came into force.
+            reading.read(&Disk, &file, |_| false)
         });
     }
 

@@ -16,7 +16,8 @@ use crate::{
     },
     deployment::given,
     kernel::{gates::GatesError, layout::Hashing},
-    policy::Policy,
+    policy::{Policy, files::Files, trust::Why},
+    reader::{self, process::MISTAKES},
     run::{
         backend::Backend,
         catalogs::{self, Places, Prepared},
@@ -52,6 +53,22 @@ fn refusal(code: u8, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into() }
 }
 
+/// The refusal of what a process of its own has read: mistakes are shown as they are.
+pub(super) fn refused_first(
+    (reason, message): Why,
+    otherwise: impl FnOnce(Why) -> Refusal,
+) -> Refusal {
+    if reason == MISTAKES {
+        return refusal(2, format!("{message}\nthe policy before stays in force"));
+    }
+    otherwise((reason, message))
+}
+
+fn no_reader(file: &Path, (reason, message): Why) -> Refusal {
+    let file = file.display();
+    refusal(3, format!("{file} is refused ({reason}): {message}; the policy before stays in force"))
+}
+
 /// What is needed to read a policy in another thread.
 pub(super) struct Reading {
     places: Places,
@@ -63,10 +80,12 @@ impl Reading {
     /// Reads a policy file; what runs, and what has run, is asked for if `look` says so of the policy.
     pub(super) fn read(
         &self,
+        files: &dyn Files,
         file: &Path,
         look: impl FnOnce(&Policy) -> bool,
     ) -> Result<Candidate, Refusal> {
-        let base = Policy::load(file, &ProgressBar::hidden()).map_err(|mistakes| {
+        let read = Policy::load_from(files, file, &ProgressBar::hidden());
+        let base = read.map_err(|mistakes| {
             refusal(2, format!("{mistakes}\nthe policy before stays in force"))
         })?;
         let prepared = catalogs::prepare(&base, &self.places, self.in_kernel)
@@ -100,7 +119,11 @@ impl Agent {
         let (file, reading) = (self.deployment.given().to_owned(), self.reading());
         let look = self.mode() == Mode::Enforce && !skip_preflight;
         tokio::spawn(async move {
-            let work = move || reading.read(&file, |_| look);
+            let work = move || {
+                let files = reader::policy(&file);
+                let files = files.map_err(|why| refused_first(why, |why| no_reader(&file, why)))?;
+                reading.read(&files, &file, |_| look)
+            };
             let Ok(read) = tokio::task::spawn_blocking(work).await else { return };
             let found_out = FoundOut::Policy(read.map(Box::new));
             // The agent may be ending.
@@ -142,7 +165,10 @@ impl Agent {
         let (folder, file) = (self.places.bundles(), self.deployment.given().to_owned());
         let sources = self.view().sources.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(why) = given::keep(&folder, &file, &sources) {
+            // It may have been changed since it came into force.
+            let files = reader::policy(&file).map_err(|(_, why)| why);
+            let kept = files.and_then(|files| given::keep(&folder, &files, &file, &sources));
+            if let Err(why) = kept {
                 let file = file.display();
                 tracing::warn!(
                     "no copy of {file} for the case that it has mistakes one day: {why}"

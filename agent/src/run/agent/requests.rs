@@ -90,7 +90,15 @@ impl Agent {
             Request::UsbAllowOnce { port } => self.allow_usb_once(&port),
             Request::History => self.write_history(),
             Request::ExpectDenied { path } => self.expect_denied(&path),
-            Request::BreakGlass { token } => self.break_glass(&token, asker.by.as_ref()),
+            Request::BreakGlass { token } => match found_out {
+                Some(FoundOut::Token(read)) => {
+                    self.break_glass(read.map(|()| token.as_str()), asker.by.as_ref())
+                }
+                _ => {
+                    self.read_token(token.clone(), Request::BreakGlass { token }, asker);
+                    return None;
+                }
+            },
             Request::Confirm => self.confirm(asker.by.as_ref()),
             Request::Rollback { cause } => match found_out {
                 Some(FoundOut::Policy(read)) => self.roll_back(read, cause, asker.by.as_ref()),
@@ -99,14 +107,24 @@ impl Agent {
                     return None;
                 }
             },
-            Request::Stop { token } => match self.may_stop(token.as_deref(), asker.by.as_ref()) {
-                Ok(()) => {
-                    self.take_down = true;
-                    asker.tell(server::json(&serde_json::json!({ "stopped": true })));
-                    return Some("portcullis stop");
+            Request::Stop { token } => {
+                let read = match (token, found_out) {
+                    (None, _) => Ok(None),
+                    (Some(token), Some(FoundOut::Token(read))) => read.map(|()| Some(token)),
+                    (Some(token), _) => {
+                        self.read_token(token.clone(), Request::Stop { token: Some(token) }, asker);
+                        return None;
+                    }
+                };
+                match self.may_stop(read, asker.by.as_ref()) {
+                    Ok(()) => {
+                        self.take_down = true;
+                        asker.tell(server::json(&serde_json::json!({ "stopped": true })));
+                        return Some("portcullis stop");
+                    }
+                    Err(refusal) => Answer::Refused(refusal),
                 }
-                Err(refusal) => Answer::Refused(refusal),
-            },
+            }
         };
         asker.tell(reply);
         None

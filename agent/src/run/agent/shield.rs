@@ -5,7 +5,7 @@ use portcullis_common::{Authority, Mode};
 use super::{Agent, push::because};
 use crate::{
     control::{Refusal, caller::Caller},
-    policy::break_glass::Purpose,
+    policy::{break_glass::Purpose, trust::Why},
     run::{backend::Backend, handover::guard_marks},
 };
 
@@ -43,20 +43,20 @@ impl Agent {
     /// Whether the gates may be taken down: with a token, if what they enforce came signed.
     pub(super) fn may_stop(
         &mut self,
-        token: Option<&str>,
+        token: Result<Option<String>, Why>,
         by: Option<&Caller>,
     ) -> Result<(), Refusal> {
         let enforces = self.mode() == Mode::Enforce || self.deployment.glass.is_some();
         if !enforces || self.deployment.store().in_force().is_none() {
             return Ok(());
         }
-        let Some(text) = token else {
+        let Some(read) = token.transpose() else {
             let message = "the policy came in a signed bundle, and what takes its gates down must be \
                            signed too: `portcullis break-glass make --stop` makes a token for it, and \
                            `portcullis stop --authorized TOKEN` uses it";
             return Err(Refusal { code: 1, message: message.into() });
         };
-        match self.take_token(text, Purpose::Stop) {
+        match read.and_then(|text| self.take_token(&text, Purpose::Stop)) {
             Ok((_, signed)) => {
                 self.tell_glass("stop", signed, None, None, by);
                 Ok(())
