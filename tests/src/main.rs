@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         }
         ["network-cut", seconds, events, path] => network_cut(seconds, events, path),
         ["confined", port] => scenarios::confined::attacks(port),
+        ["alone", name, how] => scenarios::read_apart::attack(name, *how == "alone"),
         ["answer"] => scenarios::answer(),
         ["start-refused", folder, seconds] => seconds
             .parse()

@@ -3,7 +3,7 @@
 
 // The agent's own file.
 #[path = "../../../agent/src/confine.rs"]
-mod confine;
+pub(super) mod confine;
 
 use std::{
     fs, io,

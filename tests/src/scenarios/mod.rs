@@ -41,6 +41,7 @@ mod metrics;
 mod package;
 mod package_network;
 mod policy_size;
+pub mod read_apart;
 mod reappraisal;
 mod scan;
 mod shield;
@@ -154,6 +155,7 @@ pub const ALL: &[Scenario] = &[
     once("policy-falls-back", bundles_at_start::falls_back),
     once("policy-push-network", bundles_network::pushed),
     once("confined-by-itself", confined::by_itself),
+    usual("policies-read-apart", read_apart::scenario),
     usual("signatures", signatures::first_sight),
     usual("signatures-fs-verity", signatures::verity),
     once("signatures-rejected", signatures::rejected),
