@@ -1,7 +1,7 @@
 //! What has each kind of thing read first, and what is read only once.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     fs::File,
     os::unix::ffi::OsStrExt,
@@ -25,12 +25,15 @@ use crate::{
 /// What is wrong with the form of something that was read to the end.
 pub type Form = Result<(), Why>;
 
-/// Documents that are known to be readable.
+/// Documents that are known.
 const MAX_KNOWN: usize = 1024;
 
-/// What this agent has had read to the end, with what was said of it. Catalogs are read again whenever one
+/// Bytes of what is wrong with one of them.
+const MAX_KNOWN_MESSAGE: usize = 512;
+
+/// What this agent has had read to the end, and what was wrong with it. Catalogs are read again whenever one
 /// of them changes.
-static KNOWN: Mutex<BTreeSet<Digest>> = Mutex::new(BTreeSet::new());
+static KNOWN: Mutex<BTreeMap<Digest, Form>> = Mutex::new(BTreeMap::new());
 
 fn failed(trouble: &Trouble, what: impl fmt::Display) -> Why {
     tracing::error!("{what} is refused: {trouble}");
@@ -137,17 +140,18 @@ impl Check for Checked {
         let anchors = anchors(trust);
         let print = print(task, pieces, &anchors);
         let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&print) {
-            return Ok(Ok(()));
+        if let Some(form) = known().get(&print) {
+            return Ok(form.clone());
         }
         match Start::default().read(task, &mut Pieces(pieces, &anchors)) {
             Ok(form) => {
-                if form.is_ok() {
+                let is_short = |(_, message): &Why| message.len() <= MAX_KNOWN_MESSAGE;
+                if form.as_ref().err().is_none_or(is_short) {
                     let mut known = known();
                     if known.len() >= MAX_KNOWN {
                         known.clear();
                     }
-                    known.insert(print);
+                    known.insert(print, form.clone());
                 }
                 Ok(form)
             }

@@ -12,7 +12,10 @@ use std::{
     },
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -65,6 +68,9 @@ pub enum Trouble {
     /// It did not come to an end.
     #[error("the process that reads it first was not done after {} seconds", .0.as_secs())]
     Long(Duration),
+    /// Nobody waits for it any more.
+    #[error("the agent ends, and the process that reads it first with it")]
+    Ending,
     /// What it said is no answer.
     #[error("the process that reads it first talks nonsense: {0}")]
     Nonsense(String),
@@ -111,6 +117,17 @@ pub struct Start {
     pub silence: Duration,
     /// How long they may take.
     pub longest: Duration,
+    /// Whether the agent ends, so that all of them do.
+    pub ending: &'static AtomicBool,
+}
+
+/// Whether this agent ends.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Ends all processes that read, and those that are started from now on, at the next look: the agent ends, and
+/// waits for whoever waits for them.
+pub fn end_all() {
+    ENDING.store(true, Ordering::Relaxed);
 }
 
 impl Default for Start {
@@ -121,6 +138,7 @@ impl Default for Start {
             arguments: vec![VERB.into()],
             silence: SILENCE,
             longest: LONGEST,
+            ending: &ENDING,
         }
     }
 }
@@ -271,6 +289,10 @@ impl Running<'_> {
 
     /// Whether it still does something.
     fn look(&mut self) -> io::Result<()> {
+        if self.start.ending.load(Ordering::Relaxed) {
+            self.late = Some(Trouble::Ending);
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let ticks = ticks_of(self.child.id()).unwrap_or(self.ticks);
         if ticks != self.ticks {
             (self.ticks, self.active) = (ticks, Instant::now());

@@ -225,7 +225,10 @@ pub fn run(
         .enable_time()
         .build()
         .map_err(system("starting the runtime"))?;
-    runtime.block_on(agent::serve(started))
+    let served = runtime.block_on(agent::serve(started));
+    // The runtime waits for whoever waits for them.
+    crate::reader::end_all();
+    served
 }
 
 fn start(
