@@ -9,6 +9,7 @@
 pub mod chain;
 pub mod cursor;
 pub mod key;
+mod look;
 pub mod reader;
 pub mod seal;
 pub mod segments;
