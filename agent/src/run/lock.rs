@@ -2,19 +2,26 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Seek},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
+    process::{Pid, test_kill_process},
 };
 use thiserror::Error;
 
 /// The runtime folder: it goes with a reboot.
 pub const RUNTIME: &str = "/run/portcullis";
+
+/// How long the lock of an agent that has ended is waited for. A process that it was just starting has it too,
+/// until it runs its program or ends.
+const LEFT_BEHIND: Duration = Duration::from_secs(5);
 
 /// Why the agent cannot be the one.
 #[derive(Debug, Error)]
@@ -64,14 +71,21 @@ impl Lock {
             opened => opened,
         };
         let mut file = opened.map_err(|cause| error(&path, cause))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut owner = String::new();
-                let _ = file.read_to_string(&mut owner);
-                return Err(LockError::Taken(owner.trim().to_owned()));
+        let end = Instant::now() + LEFT_BEHIND;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => {
+                    let mut owner = String::new();
+                    let _ = file.rewind().and_then(|()| file.read_to_string(&mut owner));
+                    let owner = owner.trim().to_owned();
+                    if !has_ended(&owner) || Instant::now() > end {
+                        return Err(LockError::Taken(owner));
+                    }
+                    sleep(Duration::from_millis(50));
+                }
+                Err(cause) => return Err(error(&path, cause.into())),
             }
-            Err(cause) => return Err(error(&path, cause.into())),
         }
         Ok(Self { _file: file, path })
     }
@@ -83,9 +97,32 @@ impl Lock {
     }
 }
 
+/// Whether the process is gone that wrote this down. Who is only starting has written nothing yet.
+fn has_ended(owner: &str) -> bool {
+    let pid = owner.parse().ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn what_an_agent_was_starting_when_it_ended_keeps_the_next_one_out_for_a_moment_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runtime = folder.path().join("run");
+        let left_behind = Lock::take(&runtime).expect("free");
+        let mut ended = Command::new("true").spawn().expect("started");
+        ended.wait().expect("waited for");
+        fs::write(runtime.join("agent.lock"), ended.id().to_string()).expect("written");
+        let next = std::thread::spawn(move || Lock::take(&runtime).map(drop));
+        sleep(Duration::from_millis(200));
+        assert!(!next.is_finished(), "it did not wait");
+        drop(left_behind);
+        next.join().expect("joined").expect("taken");
+    }
 
     #[test]
     fn the_second_is_told_who_was_first() {
