@@ -187,8 +187,12 @@ pub fn shield_flags_compat(ctx: LsmContext) -> i32 {
 #[lsm(hook = "inode_file_setattr")]
 pub fn shield_attributes(ctx: LsmContext) -> i32 {
     let dentry: *const Dentry = ctx.arg(0);
-    // SAFETY: the hook's first argument is a `struct dentry *` with an inode.
-    unsafe { written(dentry, dentry_inode(dentry)) }
+    // SAFETY: the hook's first argument is a `struct dentry *`.
+    unsafe {
+        let inode = dentry_inode(dentry);
+        // It has one, which the verifier does not know.
+        if inode.is_null() { 0 } else { written(dentry, inode) }
+    }
 }
 
 /// # Safety

@@ -291,6 +291,26 @@ fn posing() -> io::Result<()> {
 
 /// Attacks on pins and objects that leave things as they are.
 fn of_gates() -> Result<Vec<Attack<'static>>> {
+    let mut attacks = of_gates_everywhere()?;
+    // No file has this name.
+    let asked = raw::set_attributes(Path::new(""), 0);
+    if asked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS)) {
+        println!("  no file_setattr (Linux 6.17) in this kernel");
+    } else {
+        attacks.push((
+            "the same by file_setattr",
+            "agent-state",
+            Box::new(|| {
+                let kept = Path::new(STATE).join(KEPT);
+                raw::set_attributes(&kept, raw::IMMUTABLE_ATTRIBUTE)?;
+                raw::set_attributes(&kept, 0)
+            }),
+        ));
+    }
+    Ok(attacks)
+}
+
+fn of_gates_everywhere() -> Result<Vec<Attack<'static>>> {
     let folder = fs::read_dir(PINS)?.next().context("no pins")??.path();
     let link = folder.join("gate_kernel_load_data");
     let of = |name: &str| folder.join(name);
