@@ -486,6 +486,8 @@ fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut Lsm, GatesError> {
 }
 
 fn program_error(hook: Hook, source: ProgramError) -> GatesError {
+    // Pages of it, of which the error has the end.
+    tracing::debug!("{} was refused: {source}", hook.program);
     GatesError::Program { program: hook.program, hook: hook.hook, source: Box::new(source) }
 }
 

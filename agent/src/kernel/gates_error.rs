@@ -69,7 +69,8 @@ pub enum GatesError {
 
 /// The verifier's words fill pages; the cause stands in its last lines.
 pub(super) fn brief(error: &dyn std::error::Error) -> String {
-    const STATISTICS: [&str; 4] = ["processed ", "verification time", "stack depth", ":"];
+    const STATISTICS: [&str; 5] =
+        ["processed ", "insns processed", "verification time", "stack depth", ":"];
     let text = error.to_string();
     let mut lines = text
         .lines()
