@@ -197,15 +197,18 @@ fn show_pairs(title: &str, measured: &Value, conditions: [&str; 2]) -> Result<()
 fn show_events(kernel: &str, measured: &Value) {
     let flood = &measured["flood"];
     println!("Linux {kernel}, where a second is a billion guest instructions:");
+    println!("{} refused mappings of one file, all of them told or counted:", flood["decisions"]);
+    for (what, rate) in [
+        ("beside the agent, on its processor", &flood["all"]),
+        ("into the ring, the agent held back", &flood["into_the_ring"]),
+        ("into a full ring", &flood["into_a_full_ring"]),
+    ] {
+        let (a_second, instructions) = (&rate["a_second"], &rate["instructions"]);
+        println!("{what:<36}{a_second:>8} a second, {instructions:>6} instructions each");
+    }
     println!(
-        "{} refused mappings of one file, {} a second ({} instructions each); events of {} told and of {} \
-         lost, all counted; the agent has {} KiB",
-        flood["decisions"],
-        flood["a_second"],
-        flood["instructions"],
-        flood["told"],
-        flood["lost"],
-        flood["agent_kib"]
+        "beside the agent {} were told and {} lost; it has {} KiB",
+        flood["told"], flood["lost"], flood["agent_kib"]
     );
     println!("{:<20}{:>14}{:>16}{:>12}", "sink", "instructions", "records a", "agent at");
     println!("{:<20}{:>14}{:>16}{:>12}", "", "for a record", "second's work", "most, KiB");
