@@ -18,7 +18,7 @@ use std::io::{self, SeekFrom};
 
 pub use checked::{Check, Checked, Form, Unchecked, bundle, head, policy, token};
 pub use give::{Blocks, Pieces, Same};
-pub use start::{Start, Trouble, end_all};
+pub use start::{NO_READER, Start, Trouble, end_all};
 pub use words::Task;
 
 /// The hidden verb with which our own binary is started.

@@ -48,6 +48,9 @@ const MAX_MESSAGE: usize = 32 << 10;
 const REASONS: [&str; 6] =
     ["malformed", "unreadable", "truncated", "part-differs", "no-catalog", MISTAKES];
 
+/// The reason of what no process could be started for.
+pub const NO_READER: &str = "no-reader";
+
 /// Why nobody knows whether it can be read.
 #[derive(Debug, Error)]
 pub enum Trouble {
@@ -81,7 +84,7 @@ impl Trouble {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Start(_) => "no-reader",
+            Self::Start(_) => NO_READER,
             _ => "reader-failed",
         }
     }

@@ -36,7 +36,7 @@ use crate::{
         gates::GatesError,
     },
     policy::Policy,
-    reader::Checked,
+    reader::{Checked, NO_READER},
 };
 
 /// A clock that shows an earlier time was not set: this version had not been made then.
@@ -232,6 +232,8 @@ pub struct Watch {
     due: Option<Instant>,
     /// Whether it is being read.
     pub busy: bool,
+    /// Whether no process could be started that reads one of the files first.
+    unread: bool,
 }
 
 /// A file in the folder, as far as its change would show.
@@ -250,6 +252,7 @@ impl Watch {
             read: Instant::now(),
             due: None,
             busy: false,
+            unread: false,
         };
         // Without the folders, the look each minute remains.
         for folder in watch.folders() {
@@ -319,11 +322,17 @@ impl Watch {
         }
     }
 
+    /// The folder was read.
+    pub fn was_read(&mut self, refused: Option<&[Refused]>) {
+        self.busy = false;
+        self.unread = refused.is_some_and(|all| all.iter().any(|one| one.reason == NO_READER));
+    }
+
     /// Notices what the kernel did not tell, and what only time changes.
     pub fn look_again(&mut self) {
         // Another folder may have been moved or mounted there.
         self.begin();
-        if self.look() != self.seen || self.read.elapsed() > DAILY {
+        if self.look() != self.seen || self.unread || self.read.elapsed() > DAILY {
             self.due = Some(Instant::now());
         }
     }
