@@ -27,17 +27,16 @@ pub struct Functions {
 /// The object with calls of these functions.
 pub fn with(object: &[u8], functions: Functions) -> Vec<u8> {
     let mut object = object.to_vec();
-    let fsverity = (call(0, FSVERITY_CALL), functions.fsverity.map(of_the_kernel));
-    let look = (call(0, LOOK_CALL), Some(functions.look.map_or(SAME, of_the_kernel)));
+    let (fsverity, look) = (call(0, FSVERITY_CALL), call(0, LOOK_CALL));
+    let asks_fsverity = functions.fsverity.map_or(fsverity, of_the_kernel);
+    let looks = functions.look.map_or(SAME, of_the_kernel);
     // Sections of instructions, and so instructions, begin at multiples of eight.
     let (instructions, _) = object.as_chunks_mut();
     for found in instructions {
-        for (stand_in, instead) in [fsverity, look] {
-            if *found == stand_in
-                && let Some(instead) = instead
-            {
-                *found = instead;
-            }
+        if *found == fsverity {
+            *found = asks_fsverity;
+        } else if *found == look {
+            *found = looks;
         }
     }
     object

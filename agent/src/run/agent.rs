@@ -224,7 +224,7 @@ pub(super) async fn serve(started: Started) -> Result<(), RunError> {
             () = manager.wants_to_hear() => manager.beat(),
             _ = proof.tick() => {
                 if let Some(catalogs) = &mut agent.catalogs {
-                    catalogs.look_again();
+                    catalogs.look_again(&agent.found.refused);
                 }
                 agent.prove(ring.as_mut().map(AsyncFd::get_mut))?;
                 agent.keep_history();

@@ -232,8 +232,6 @@ pub struct Watch {
     due: Option<Instant>,
     /// Whether it is being read.
     pub busy: bool,
-    /// Whether no process could be started that reads one of the files first.
-    unread: bool,
 }
 
 /// A file in the folder, as far as its change would show.
@@ -252,7 +250,6 @@ impl Watch {
             read: Instant::now(),
             due: None,
             busy: false,
-            unread: false,
         };
         // Without the folders, the look each minute remains.
         for folder in watch.folders() {
@@ -322,17 +319,13 @@ impl Watch {
         }
     }
 
-    /// The folder was read.
-    pub fn was_read(&mut self, refused: Option<&[Refused]>) {
-        self.busy = false;
-        self.unread = refused.is_some_and(|all| all.iter().any(|one| one.reason == NO_READER));
-    }
-
-    /// Notices what the kernel did not tell, and what only time changes.
-    pub fn look_again(&mut self) {
+    /// Notices what the kernel did not tell, and what only time changes; also for what was `refused` because
+    /// no process could be started that reads it first.
+    pub fn look_again(&mut self, refused: &[Refused]) {
         // Another folder may have been moved or mounted there.
         self.begin();
-        if self.look() != self.seen || self.unread || self.read.elapsed() > DAILY {
+        let is_unread = refused.iter().any(|one| one.reason == NO_READER);
+        if self.look() != self.seen || is_unread || self.read.elapsed() > DAILY {
             self.due = Some(Instant::now());
         }
     }

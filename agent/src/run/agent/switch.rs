@@ -60,8 +60,7 @@ impl Agent {
     /// Puts a policy in force, if it is another one, and tells what has changed.
     pub(super) fn take_prepared(&mut self, made: Made) {
         let Some(catalogs) = &mut self.catalogs else { return };
-        let refused = made.prepared.as_ref().ok().map(|prepared| &prepared.found.refused[..]);
-        catalogs.was_read(refused);
+        catalogs.busy = false;
         // The policy was read anew meanwhile, and the folder with it.
         if !catalogs.is_of(&made.base) {
             return;
