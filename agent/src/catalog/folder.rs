@@ -175,15 +175,7 @@ fn cannot(error: io::Error) -> String {
     format!("cannot be read: {error}")
 }
 
-/// Reads the first bytes of a file, or fewer if it has fewer.
-///
-/// # Errors
-/// With what is wrong, for people.
-pub fn start(path: &Path, length: usize) -> Result<Vec<u8>, String> {
-    start_of(&open(path)?.0, length)
-}
-
-/// The same of a file that is open, from where it stands.
+/// Reads the first bytes of a file that was opened, or fewer if it has fewer.
 ///
 /// # Errors
 /// With what is wrong, for people.

@@ -12,7 +12,7 @@ mod manifest;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -46,7 +46,7 @@ const MAX_SIGNATURES: usize = 16;
 const MAX_SIGNATURE: usize = 64 << 10;
 
 /// The first entry.
-pub(crate) const MANIFEST: &str = "manifest.json";
+const MANIFEST: &str = "manifest.json";
 /// What the names of parts begin with.
 const PARTS: &str = "parts/";
 /// What the names of signatures begin with.
@@ -85,8 +85,37 @@ pub struct Bundle {
     signatures: Vec<(Form, Range<usize>)>,
 }
 
-/// A refusal of what is no bundle.
-pub(crate) fn malformed(what: impl std::fmt::Display) -> Why {
+/// Opens what begins as a bundle and is no larger than one may be, with its length: whatever else it is does
+/// not have to fit into memory.
+///
+/// # Errors
+/// If it is something else.
+pub fn open(path: &Path) -> Result<(File, u64), Why> {
+    let (mut file, length) = folder::open(path).map_err(unreadable(path))?;
+    let start = folder::start_of(&file, MANIFEST.len()).map_err(unreadable(path))?;
+    if start != MANIFEST.as_bytes() {
+        return Err(malformed("it is no bundle"));
+    }
+    if length > MAX_BUNDLE {
+        return Err(unreadable(path)(format!("is larger than {MAX_BUNDLE} bytes")));
+    }
+    file.rewind().map_err(|error| unreadable(path)(error.to_string()))?;
+    Ok((file, length))
+}
+
+/// Reads all of what was opened.
+///
+/// # Errors
+/// If it cannot be read, or has become too large.
+pub fn read_opened(path: &Path, opened: (File, u64)) -> Result<Vec<u8>, Why> {
+    folder::read_open(opened, MAX_BUNDLE).map_err(unreadable(path))
+}
+
+fn unreadable(path: &Path) -> impl Fn(String) -> Why {
+    move |message| ("unreadable", format!("{} {message}", path.display()))
+}
+
+fn malformed(what: impl std::fmt::Display) -> Why {
     ("malformed", format!("{what}; make it anew with `portcullis policy build`"))
 }
 
@@ -96,14 +125,7 @@ impl Bundle {
     /// # Errors
     /// If it is not exactly what `policy build` and `policy sign` write.
     pub fn read(path: &Path) -> Result<Self, Why> {
-        let unreadable = |message| ("unreadable", format!("{} {message}", path.display()));
-        // Whatever else it is does not have to fit into memory.
-        let start = folder::start(path, MANIFEST.len()).map_err(unreadable)?;
-        if start != MANIFEST.as_bytes() {
-            return Err(malformed("it is no bundle"));
-        }
-        let bytes = folder::read(path, MAX_BUNDLE).map_err(unreadable)?;
-        Self::parse(bytes)
+        Self::parse(read_opened(path, open(path)?)?)
     }
 
     /// The same from memory.

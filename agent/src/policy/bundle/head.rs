@@ -1,21 +1,17 @@
 //! What a bundle's signatures need: the manifest and they themselves, without what lies between. So a
 //! file that nobody has signed is refused before its parts are read into memory.
 
-use std::{
-    fs::File,
-    io::{self, Read, Seek},
-    path::Path,
-};
+use std::io::{self, Read, Seek};
 
 use jiff::Timestamp;
 use tar::Archive;
 
 use super::{
-    Form, MANIFEST, MAX_BUNDLE, MAX_SIGNATURE, MAX_SIGNATURES, Manifest, PARTS, SIGNATURES,
-    archive, malformed, signature_form, verify_signatures,
+    Form, MANIFEST, MAX_SIGNATURE, MAX_SIGNATURES, Manifest, PARTS, SIGNATURES, archive, malformed,
+    signature_form, verify_signatures,
 };
 use crate::{
-    catalog::{SignedBy, folder},
+    catalog::SignedBy,
     policy::trust::{PolicyTrust, Why},
 };
 
@@ -30,28 +26,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// Reads the manifest and the signatures of a bundle.
+    /// Reads the manifest and the signatures of a bundle of this length, wherever its bytes come from.
     ///
     /// # Errors
     /// If they are not where `policy build` and `policy sign` write them.
-    pub fn read(path: &Path) -> Result<Self, Why> {
-        let unreadable = |message| ("unreadable", format!("{} {message}", path.display()));
-        let start = folder::start(path, MANIFEST.len()).map_err(unreadable)?;
-        if start != MANIFEST.as_bytes() {
-            return Err(malformed("it is no bundle"));
-        }
-        let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (length, file) = opened.map_err(|error| unreadable(error.to_string()))?;
-        if length > MAX_BUNDLE {
-            return Err(unreadable(format!("is larger than {MAX_BUNDLE} bytes")));
-        }
-        Self::parse(file, length)
-    }
-
-    /// The same from wherever its bytes come from.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
     pub fn parse(file: impl Read + Seek, length: u64) -> Result<Self, Why> {
         let broken = |error: io::Error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {

@@ -5,7 +5,6 @@
 //! state before, or a whole bundle. A trial is never in force after a restart.
 
 use std::{
-    io::Seek,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +18,7 @@ use super::{
     reload::{self, refused_first},
 };
 use crate::{
-    catalog::{SignedBy, folder},
+    catalog::SignedBy,
     control::{
         BundleStatus, PushAnswer, Refusal, Request,
         caller::Caller,
@@ -30,7 +29,7 @@ use crate::{
     kernel::check::Check,
     policy::{
         Policy,
-        bundle::{Bundle, DEVICE_FILE, Device, Head, MANIFEST, MAX_BUNDLE, malformed},
+        bundle::{self, Bundle, DEVICE_FILE, Device, Head},
         files::{Disk, InBundle},
         trust::{PolicyTrust, Why},
     },
@@ -219,19 +218,11 @@ fn read_signed(
     counts: impl FnOnce(&Head) -> Result<(), Why>,
     trust: &PolicyTrust,
 ) -> Result<Vec<u8>, Refusal> {
-    let unreadable = |message| because(("unreadable", format!("{} {message}", path.display())));
-    let (mut file, length) = folder::open(path).map_err(unreadable)?;
-    if folder::start_of(&file, MANIFEST.len()).map_err(unreadable)? != MANIFEST.as_bytes() {
-        return Err(because(malformed("it is no bundle")));
-    }
-    if length > MAX_BUNDLE {
-        return Err(unreadable(format!("is larger than {MAX_BUNDLE} bytes")));
-    }
+    let (file, length) = bundle::open(path).map_err(because)?;
     let head = reader::head(&file, length, &trust.trust).map_err(because)?;
     counts(&head).map_err(because)?;
     drop(head);
-    file.rewind().map_err(|error| unreadable(error.to_string()))?;
-    folder::read_open((file, length), MAX_BUNDLE).map_err(unreadable)
+    bundle::read_opened(path, (file, length)).map_err(because)
 }
 
 impl Agent {
