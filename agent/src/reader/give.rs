@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io,
     os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Path, PathBuf},
 };
@@ -13,7 +13,10 @@ use std::{
 use portcullis_common::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::words::BLOCK;
+use super::{
+    blocks::{InBlocks, Source},
+    words::BLOCK,
+};
 use crate::policy::{
     diagnostic::Diagnostic,
     files::{Disk, Files},
@@ -113,8 +116,8 @@ impl<'a> Blocks<'a> {
     }
 
     /// What was given, as a file of this length of which nothing else can be read.
-    pub fn given(self, length: u64) -> Remembered {
-        Remembered { blocks: self.given, length, position: 0 }
+    pub fn given(self, length: u64) -> InBlocks<BTreeMap<u64, Vec<u8>>> {
+        InBlocks::of(self.given, length)
     }
 
     fn read(&self, number: u64) -> io::Result<Vec<u8>> {
@@ -155,32 +158,9 @@ impl Give for Blocks<'_> {
     }
 }
 
-/// A file of which some blocks are known.
-#[derive(Debug)]
-pub struct Remembered {
-    blocks: BTreeMap<u64, Vec<u8>>,
-    length: u64,
-    position: u64,
-}
-
-impl Read for Remembered {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.position >= self.length {
-            return Ok(0);
-        }
-        let (number, within) = super::place(self.position);
-        let block = self.blocks.get(&number).ok_or(io::ErrorKind::NotFound)?;
-        let rest = block.get(within..).unwrap_or_default();
-        let taken = rest.len().min(buffer.len());
-        buffer[..taken].copy_from_slice(&rest[..taken]);
-        self.position += taken as u64;
-        Ok(taken)
-    }
-}
-
-impl Seek for Remembered {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.position = super::sought(self.position, self.length, to)?;
-        Ok(self.position)
+/// Some blocks of a file.
+impl Source for BTreeMap<u64, Vec<u8>> {
+    fn block(&mut self, number: u64) -> io::Result<&[u8]> {
+        Ok(self.get(&number).ok_or(io::ErrorKind::NotFound)?)
     }
 }

@@ -8,13 +8,12 @@
 //! What it says can only refuse. The agent reads and verifies afterwards itself, and the same bytes: those that
 //! it gave are in its memory, or it knows their digests and compares ([`Same`]).
 
+mod blocks;
 mod checked;
 mod give;
 pub mod process;
 mod start;
 mod words;
-
-use std::io::{self, SeekFrom};
 
 pub use checked::{Check, Checked, Form, Unchecked, bundle, head, policy, token};
 pub use give::{Blocks, Pieces, Same};
@@ -23,20 +22,3 @@ pub use words::Task;
 
 /// The hidden verb with which our own binary is started.
 pub const VERB: &str = "read-policy";
-
-/// Where a position in a bundle is: in which block, and where in that.
-fn place(position: u64) -> (u64, usize) {
-    let length = words::BLOCK as u64;
-    // Less than a block.
-    (position / length, usize::try_from(position % length).unwrap_or_default())
-}
-
-/// Where a seek leads in a file of this length.
-fn sought(position: u64, length: u64, to: SeekFrom) -> io::Result<u64> {
-    let to = match to {
-        SeekFrom::Start(to) => Some(to),
-        SeekFrom::Current(by) => position.checked_add_signed(by),
-        SeekFrom::End(by) => length.checked_add_signed(by),
-    };
-    to.ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}

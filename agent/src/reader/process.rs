@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     ffi::OsStr,
     fmt,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::ffi::OsStrExt,
@@ -15,7 +15,10 @@ use std::{
 
 use indicatif::ProgressBar;
 
-use super::words::{Given, Task, Word, hear, say};
+use super::{
+    blocks::{InBlocks, Source},
+    words::{Given, Task, Word, hear, say},
+};
 use crate::{
     alone::alone,
     catalog::{self, folder::Form as Beside, parcel},
@@ -134,8 +137,7 @@ impl Agent<'_> {
     }
 
     fn head(&self, length: u64) -> Result<(), Why> {
-        let file = Blocks { agent: self, length, position: 0, last: None };
-        let head = Head::parse(file, length)?;
+        let head = Head::parse(InBlocks::of(Asked { agent: self, last: None }, length), length)?;
         self.try_signatures(head.signed_bytes(), head.each_signature())
     }
 
@@ -235,20 +237,14 @@ impl Files for Agent<'_> {
     }
 }
 
-/// A bundle of which only what is needed is asked for.
-struct Blocks<'a, 'b> {
+/// Blocks that the agent is asked for, of which the last is kept.
+struct Asked<'a, 'b> {
     agent: &'a Agent<'b>,
-    length: u64,
-    position: u64,
     last: Option<(u64, Vec<u8>)>,
 }
 
-impl Read for Blocks<'_, '_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.position >= self.length {
-            return Ok(0);
-        }
-        let (number, within) = super::place(self.position);
+impl Source for Asked<'_, '_> {
+    fn block(&mut self, number: u64) -> io::Result<&[u8]> {
         let known = self.last.take().filter(|(known, _)| *known == number);
         let (_, block) = match known {
             Some(known) => self.last.insert(known),
@@ -257,17 +253,6 @@ impl Read for Blocks<'_, '_> {
                 _ => return Err(io::ErrorKind::NotFound.into()),
             },
         };
-        let rest = block.get(within..).unwrap_or_default();
-        let taken = rest.len().min(buffer.len());
-        buffer[..taken].copy_from_slice(&rest[..taken]);
-        self.position += taken as u64;
-        Ok(taken)
-    }
-}
-
-impl Seek for Blocks<'_, '_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.position = super::sought(self.position, self.length, to)?;
-        Ok(self.position)
+        Ok(block)
     }
 }
