@@ -48,6 +48,18 @@ pub fn json(arguments: &[&str]) -> Result<Value> {
     Ok(serde_json::from_slice(&expect(0, arguments)?.stdout)?)
 }
 
+/// What the agent says of itself, which may be red.
+pub fn status() -> Result<Value> {
+    Ok(serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?)
+}
+
+/// One of the checks in it.
+pub fn check(id: &str) -> Result<Value> {
+    let status = status()?;
+    let mut checks = status["checks"].as_array().context("checks")?.iter();
+    checks.find(|check| check["id"] == id).cloned().with_context(|| format!("{id}: {status}"))
+}
+
 /// A policy in a folder of its own.
 pub struct Policy {
     /// The policy file.

@@ -1,7 +1,7 @@
 //! What the agent has reported.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{ErrorKind, Read, Seek, SeekFrom},
     path::Path,
     thread::sleep,
@@ -11,7 +11,20 @@ use std::{
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::agent::PATIENCE;
+use crate::agent::{PATIENCE, expect, text};
+
+/// Has `events verify` look at the records that an agent keeps, whose state is in this folder.
+pub fn verify_spool(state: &str) -> Result<()> {
+    let mut words =
+        vec!["events".into(), "verify".into(), "--key".into(), format!("{state}/device.pub")];
+    for entry in fs::read_dir(format!("{state}/spool"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "jsonl") {
+            words.push(text(&path)?.to_owned());
+        }
+    }
+    expect(0, &words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+}
 
 /// Where the agents of scenarios write their events.
 pub const FILE: &str = "/run/events.jsonl";

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::now;
 use crate::{
     agent::{self, Agent, PATIENCE, Policy},
+    link,
     mapping::{MapFlags, Mapping, ProtFlags},
 };
 
@@ -66,16 +67,11 @@ fn maps(file: &File) -> Result<bool> {
 
 /// The counters of the gate at mappings.
 fn counters() -> Result<[u64; 2]> {
-    let status = status()?;
+    let status = agent::status()?;
     let gates = status["gates"].as_array().context("gates")?;
     let gate = gates.iter().find(|gate| gate["gate"] == "mapping").context("the gate")?;
     let number = |what: &str| gate[what].as_u64().with_context(|| format!("no {what}"));
     Ok([number("denied")?, number("lost")?])
-}
-
-/// Which may be red, as events are lost.
-fn status() -> Result<Value> {
-    Ok(serde_json::from_slice(&agent::portcullis(&["status", "--json"])?.stdout)?)
 }
 
 /// Only how many decisions a second there can be, and prints one line of JSON.
@@ -180,7 +176,7 @@ fn each(policy: &Policy, sink: &str) -> Result<Value> {
     }
     let end = Instant::now() + PATIENCE;
     loop {
-        let status = status()?;
+        let status = agent::status()?;
         let behind =
             status["sinks"].as_array().into_iter().flatten().find(|sink| sink["name"] == "it");
         let behind = behind.map_or(Some(0), |sink| sink["behind"].as_u64());
@@ -214,7 +210,7 @@ fn spent(agent: &Agent) -> Result<u64> {
 
 /// A receiver that takes everything.
 fn listen() -> Result<u16> {
-    std::process::Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status()?;
+    link::set_loopback(true)?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let port = listener.local_addr()?.port();
     thread::spawn(move || {

@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::device::{Baseline, Device, MARKS, STATE, at};
 use crate::{
-    agent::{PATIENCE, portcullis, text},
+    agent::{PATIENCE, portcullis},
     attack::{Attempt, exec_path},
+    events,
 };
 
 /// Entries in the folder of bundles that can be needed: the state and its copy, the policy file's copy, and
@@ -155,22 +156,5 @@ pub fn files() -> Result<Vec<PathBuf>> {
 
 /// The records on the disk are all there, unchanged and in order.
 pub fn records_are_whole() -> Result<()> {
-    let spool = Path::new(STATE).join("spool");
-    let key = format!("{STATE}/device.pub");
-    let mut words = vec!["events".to_owned(), "verify".into(), "--key".into(), key];
-    for entry in fs::read_dir(&spool)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "jsonl") {
-            words.push(text(&path)?.to_owned());
-        }
-    }
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    let output = portcullis(&words)?;
-    ensure!(
-        output.status.success(),
-        "the records are not whole: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    events::verify_spool(STATE).context("the records are not whole")
 }

@@ -8,11 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use super::bundles::{KEPT, Operator, name_device, no, wait_for};
 use crate::{
-    agent::{Agent, expect, portcullis, text},
+    agent::{Agent, check, expect, text},
     attack::install,
     events,
 };
@@ -151,13 +150,6 @@ fn bundles() -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(KEPT)?.map(|entry| Ok(entry?.path()));
     let all: Vec<_> = entries.collect::<Result<_>>()?;
     Ok(all.into_iter().filter(|path| path.extension().is_some_and(|end| end == "bundle")).collect())
-}
-
-fn check(id: &str) -> Result<Value> {
-    // Which may be red.
-    let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
-    let mut checks = status["checks"].as_array().context("checks")?.iter();
-    checks.find(|check| check["id"] == id).cloned().with_context(|| format!("{id}: {status}"))
 }
 
 /// A program that no policy lists, and runs until it is killed.

@@ -6,7 +6,7 @@ use std::{
     net::TcpStream,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
-    process::{Command, Output},
+    process::Output,
     thread::sleep,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use super::bundles::{DEVICE, Operator, wait_for};
 use crate::{
     agent::{expect, json, resident_kib, text},
     door::{self, Door},
-    events,
+    events, link,
     pki::Pki,
 };
 
@@ -65,8 +65,7 @@ fn by(event: &Value, name: &str) -> Result<()> {
 
 /// A policy comes over the network for its signature, from those who may bring it.
 pub fn pushed() -> Result<()> {
-    let up = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status()?;
-    ensure!(up.success(), "the loopback device: {up}");
+    link::set_loopback(true)?;
     let operator = Operator::new()?;
     let pki = Pki::new("/run/pki")?;
     for name in ["pump-3", "ann", "bob", "eve"] {

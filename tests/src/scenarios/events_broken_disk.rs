@@ -17,9 +17,10 @@ use serde_json::Value;
 
 use super::{base_policy, fresh, modprobe, unmount_soon};
 use crate::{
-    agent::{Agent, PATIENCE, expect, portcullis},
+    agent::{self, Agent, PATIENCE, portcullis},
     attack::{Attempt, map_as_code},
     dm::{Mapped, Table},
+    events,
 };
 
 /// The machine's disk, and where the first process has mounted it.
@@ -78,19 +79,11 @@ pub fn goes_on() -> Result<()> {
     unmount_soon(Path::new(AT))?;
     mounted(&disk.node())?;
     let agent = Agent::start(&base_policy(&[])?, "enforce", &more)?;
-    println!("  found on the mended disk: {}", found()?);
+    println!("  found on the mended disk: {}", agent::check("spool")?["found"]);
     lab.refusals()?;
     agent.stop()?;
-    let spool: Vec<_> = fs::read_dir(format!("{STATE}/spool"))?
-        .map(|entry| Ok(entry?.path().display().to_string()))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .filter(|path| path.ends_with(".jsonl"))
-        .collect();
+    events::verify_spool(STATE)?;
     let key = format!("{STATE}/device.pub");
-    let mut words = vec!["events", "verify", "--key", &key];
-    words.extend(spool.iter().map(String::as_str));
-    expect(0, &words)?;
     // What the disk never got is followed by what has the same place in the chain.
     let all = portcullis(&["events", "verify", LOG, "--key", &key])?;
     let said = String::from_utf8_lossy(&all.stdout).into_owned();
@@ -107,14 +100,6 @@ pub fn goes_on() -> Result<()> {
 fn mounted(device: &Path) -> Result<()> {
     mount(device, AT, "ext4", MountFlags::empty(), Some(c"errors=remount-ro"))
         .context("mounting the disk")
-}
-
-/// What the agent has found of its records.
-fn found() -> Result<Value> {
-    let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
-    let checks = status["checks"].as_array().context("checks")?;
-    let check = checks.iter().find(|check| check["id"] == "spool").context("the spool's check")?;
-    Ok(check["found"].clone())
 }
 
 struct Lab {

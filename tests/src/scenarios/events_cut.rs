@@ -13,11 +13,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    events_received::{FOLDER, STATE, rsyslog, syslog_ng},
     fresh,
+    receivers::{ACROSS_THE_NETWORK, FOLDER, Receiver, STATE, rsyslog, syslog_ng},
 };
 use crate::{
-    agent::{Agent, PATIENCE, Policy, portcullis, text},
+    agent::{self, Agent, PATIENCE, Policy, portcullis, text},
     attack::{Attempt, map_as_code},
     events, link,
     pki::Pki,
@@ -46,18 +46,6 @@ const REMEMBERED: u64 = 1000;
 const RETURN: Duration = Duration::from_secs(180);
 
 const SINKS: &str = r#"
-[[sink]]
-name = "plain"
-type = "syslog"
-address = "tcp:127.0.0.1:5140"
-
-[[sink]]
-name = "secret"
-type = "syslog"
-address = "tls:127.0.0.1:6514"
-ca = "/root/received/ca.pem"
-server_name = "siem"
-
 [[sink]]
 name = "log"
 type = "file"
@@ -108,14 +96,14 @@ pub fn by_hand(seconds: u64, count: u64, longer: usize) -> Result<()> {
 struct Lab {
     agent: Agent,
     kib: u64,
-    _receivers: [super::events_received::Receiver; 2],
+    _receivers: [Receiver; 2],
 }
 
 impl Lab {
     fn start() -> Result<Self> {
         Pki::new(FOLDER)?.make("siem")?;
         fs::create_dir_all("/etc/portcullis")?;
-        fs::write(DEVICE, SINKS)?;
+        fs::write(DEVICE, format!("{ACROSS_THE_NETWORK}{SINKS}"))?;
         fs::write(format!("{FOLDER}/rsyslog.conf"), RSYSLOG)?;
         fs::write(format!("{FOLDER}/syslog-ng.conf"), SYSLOG_NG)?;
         fresh(LAB)?;
@@ -267,8 +255,7 @@ fn refusals(mark: events::Mark, folder: &Path, count: u64) -> Result<()> {
 fn caught_up(names: &[&str]) -> Result<BTreeMap<String, u64>> {
     let end = Instant::now() + RETURN;
     loop {
-        // It is red while records do not arrive.
-        let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
+        let status = agent::status()?;
         let sinks = status["sinks"].as_array().context("sinks")?;
         let behind: BTreeMap<_, _> = sinks
             .iter()

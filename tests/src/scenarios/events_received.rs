@@ -6,7 +6,7 @@ use std::{
     io::Read,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -14,18 +14,18 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{fresh, metrics};
+use super::{
+    fresh, metrics,
+    receivers::{ACROSS_THE_NETWORK, FOLDER, RECEIVERS, STATE, receiver, rsyslog, syslog_ng},
+};
 use crate::{
-    agent::{Agent, PATIENCE, Policy, expect, json, portcullis, text},
+    agent::{Agent, PATIENCE, Policy, expect, json, portcullis},
     attack::{evil, exec_path, install},
+    events,
     gadget::{self, Function, Gadget},
     pki::Pki,
 };
 
-/// Where the image has the receivers that would stand in each other's way if they were installed.
-const RECEIVERS: &str = "/opt/receivers";
-pub(super) const FOLDER: &str = "/root/received";
-pub(super) const STATE: &str = "/root/received/state";
 /// The agent's numbers.
 const NUMBERS: &str = "/root/received/portcullis.prom";
 const DEVICE: &str = "/etc/portcullis/device.toml";
@@ -34,18 +34,6 @@ const SINKS: &str = r#"
 [[sink]]
 name = "journal"
 type = "journald"
-
-[[sink]]
-name = "plain"
-type = "syslog"
-address = "tcp:127.0.0.1:5140"
-
-[[sink]]
-name = "secret"
-type = "syslog"
-address = "tls:127.0.0.1:6514"
-ca = "/root/received/ca.pem"
-server_name = "siem"
 
 [[sink]]
 name = "near"
@@ -92,52 +80,6 @@ destination d_local { file("/root/received/local.txt" template("${MSG}\n")); };
 log { source(s_tls); destination(d_tls); };
 log { source(s_local); destination(d_local); };
 "#;
-
-/// A receiver that ends with the scenario.
-pub(super) struct Receiver(Child);
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn receiver(program: &str, arguments: &[&str]) -> Result<Receiver> {
-    let log = fs::File::create(Path::new(FOLDER).join("receivers.log"))?;
-    let child = Command::new(format!("{RECEIVERS}/{program}"))
-        .args(arguments)
-        .env("LD_LIBRARY_PATH", format!("{RECEIVERS}/usr/lib/syslog-ng"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn();
-    Ok(Receiver(child.with_context(|| format!("starting {program}"))?))
-}
-
-pub(super) fn rsyslog() -> Result<Receiver> {
-    let modules = format!("{RECEIVERS}/usr/lib/x86_64-linux-gnu/rsyslog");
-    receiver(
-        "usr/sbin/rsyslogd",
-        &["-n", "-i", "NONE", "-M", &modules, "-f", "/root/received/rsyslog.conf"],
-    )
-}
-
-pub(super) fn syslog_ng() -> Result<Receiver> {
-    let modules = format!("--module-path={RECEIVERS}/usr/lib/syslog-ng/3.38");
-    receiver(
-        "usr/sbin/syslog-ng",
-        &[
-            "-F",
-            "--no-caps",
-            &modules,
-            "--cfgfile=/root/received/syslog-ng.conf",
-            "--persist-file=/root/received/persist",
-            "--pidfile=/root/received/syslog-ng.pid",
-            "--control=/root/received/syslog-ng.ctl",
-        ],
-    )
-}
 
 /// Waits until something is so.
 fn until<T>(what: &str, found: impl Fn() -> Result<Option<T>>) -> Result<T> {
@@ -192,7 +134,7 @@ fn output_of(program: &str, arguments: &[&str]) -> Result<String> {
 pub fn received_by_all() -> Result<()> {
     Pki::new(FOLDER)?.make("siem")?;
     fs::create_dir_all("/etc/portcullis")?;
-    fs::write(DEVICE, SINKS)?;
+    fs::write(DEVICE, format!("{ACROSS_THE_NETWORK}{SINKS}"))?;
     fs::write(format!("{FOLDER}/rsyslog.conf"), RSYSLOG)?;
     fs::write(format!("{FOLDER}/syslog-ng.conf"), SYSLOG_NG)?;
     fs::create_dir_all("/var/log/audit")?;
@@ -324,15 +266,7 @@ fn near(path: &Path) -> Result<()> {
 fn verified() -> Result<()> {
     let key = format!("{STATE}/device.pub");
     let log = format!("{FOLDER}/log/events.jsonl");
-    let spool: Vec<_> = fs::read_dir(format!("{STATE}/spool"))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .filter(|path| path.extension().is_some())
-        .collect();
-    let mut words = vec!["events", "verify", "--key", &key];
-    words.extend(spool.iter().map(|path| text(path)).collect::<Result<Vec<_>>>()?);
-    expect(0, &words)?;
+    events::verify_spool(STATE)?;
     expect(0, &["events", "verify", &log, "--key", &key])?;
     let text = fs::read_to_string(&log)?;
     let lines: Vec<_> = text.lines().collect();

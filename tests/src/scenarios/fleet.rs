@@ -17,7 +17,7 @@ use super::{
     package::{forbid_strictly, nothing_was_forbidden, sh},
 };
 use crate::{
-    agent::{PATIENCE, expect, json, portcullis},
+    agent::{self, PATIENCE, expect, json},
     pki::Pki,
 };
 
@@ -102,7 +102,7 @@ pub(super) fn policy_text(version: u64) -> String {
 pub(super) fn holds(version: u64) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
-        let status: Value = serde_json::from_slice(&portcullis(&["status", "--json"])?.stdout)?;
+        let status = agent::status()?;
         if status["policy"]["version"] == version {
             return Ok(());
         }

@@ -43,6 +43,7 @@ mod package_network;
 mod policy_size;
 pub mod read_apart;
 mod reappraisal;
+mod receivers;
 mod scan;
 mod shield;
 mod shield_bpf;

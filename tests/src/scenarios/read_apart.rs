@@ -18,7 +18,6 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use serde_json::Value;
 
 use super::{
     bundles::{Operator, no, wait_for},
@@ -26,8 +25,8 @@ use super::{
     fresh,
 };
 use crate::{
-    agent::{PATIENCE, expect, portcullis},
-    events,
+    agent::{self, PATIENCE, expect, portcullis},
+    events, link,
 };
 
 const FOLDER: &str = "/run/alone";
@@ -87,8 +86,7 @@ fn try_attack(name: &str, how: &str) -> Result<Output> {
 pub fn scenario() -> Result<()> {
     fresh(FOLDER)?;
     fs::write(FILE, "content")?;
-    let up = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status()?;
-    ensure!(up.success(), "the loopback device: {up}");
+    link::set_loopback(true)?;
     for (name, _) in ATTACKS {
         let control = try_attack(name, "control")?;
         ensure!(control.status.success(), "as a control, it {name}: {control:?}");
@@ -160,19 +158,14 @@ fn while_hunting(
 }
 
 /// It was not put in force, for this reason, and the same agent is there with the policy before.
-fn refused(output: &Output, says: [&str; 2], version: u64, agent: u32) -> Result<()> {
+fn refused(output: &Output, says: [&str; 2], version: u64, pid: u32) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && says.iter().all(|part| said.contains(part)), "{said}");
     println!("  {}", said.trim());
-    let status: Value = json_of(&["status", "--json"])?;
+    let status = agent::status()?;
     ensure!(status["policy"]["version"] == version, "{}", status["policy"]);
-    ensure!(Path::new(&format!("/proc/{agent}")).exists(), "the agent is gone");
+    ensure!(Path::new(&format!("/proc/{pid}")).exists(), "the agent is gone");
     Ok(())
-}
-
-fn json_of(words: &[&str]) -> Result<Value> {
-    // Which may be red.
-    Ok(serde_json::from_slice(&portcullis(words)?.stdout)?)
 }
 
 fn from_outside() -> Result<()> {
@@ -223,7 +216,7 @@ fn from_outside() -> Result<()> {
     // Stopped, and not continued.
     let output = while_hunting(&push, Signal::STOP, |_, _| {
         // The agent waits for it in a thread of its own, and answers others.
-        ensure!(json_of(&["status", "--json"])?["policy"]["version"] == 1);
+        ensure!(agent::status()?["policy"]["version"] == 1);
         Ok(())
     })?;
     refused(&output, ["refused (reader-failed)", "did nothing for 20 seconds"], 1, agent.pid())?;

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{base_policy, fresh, list, sha256};
 use crate::{
-    agent::{Agent, PATIENCE, Policy, json},
+    agent::{self, Agent, PATIENCE, Policy, json},
     attack::{Attempt, evil, exec_path, good, install},
     events,
     mapping::{MapFlags, Mapping, ProtFlags},
@@ -78,7 +78,7 @@ pub fn notices() -> Result<()> {
     ensure!(found["expected"] == *was && found["found"] == *becomes, "{found}");
     let failed = |event: &Value| event["type"] == "health" && event["check"] == "content";
     ensure!(events::all()?.iter().any(|event| failed(event) && event["state"] == "failed"));
-    let status = json_whatever(&["status", "--json"])?;
+    let status = agent::status()?;
     ensure!(status["health"] == "failed", "{status}");
     println!("  {} KiB resident after several passes", status["resident_kib"]);
     ensure!(status["resident_kib"].as_u64() < Some(15 * 1024), "{status}");
@@ -98,7 +98,7 @@ pub fn notices() -> Result<()> {
     let off = ["--skip-preflight", "--reappraise-every", "1", "--reappraise-rate", "0"];
     let agent = Agent::start(&policy, "audit", &off)?;
     sleep(Duration::from_secs(2));
-    let status = json_whatever(&["status", "--json"])?;
+    let status = agent::status()?;
     ensure!(status["reappraisal"].is_null(), "{status}");
     agent.stop()
 }
@@ -185,9 +185,4 @@ fn pass_after(earlier: Option<&Value>) -> Result<Value> {
         sleep(Duration::from_millis(100));
     }
     None.context("no pass over what runs has ended")
-}
-
-/// The status, which fails when something is wrong.
-fn json_whatever(arguments: &[&str]) -> Result<Value> {
-    Ok(serde_json::from_slice(&crate::agent::portcullis(arguments)?.stdout)?)
 }
