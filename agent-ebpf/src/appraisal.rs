@@ -10,6 +10,7 @@ use portcullis_common::{
 use crate::{
     devices::verified,
     fsverity::by_fsverity,
+    inode_storage::get_or_make,
     instructions,
     judge::Hook,
     layout::{
@@ -111,7 +112,7 @@ pub unsafe fn appraise(
             return appraisal;
         }
 
-        let record = VERDICTS.get_or_insert_ptr_mut(inode, None);
+        let record = get_or_make(&VERDICTS, inode);
         if record.is_null() {
             appraisal.reason = Some(Reason::NoMemory);
             return appraisal;

@@ -16,6 +16,7 @@ use portcullis_common::{
 
 use crate::{
     layout::{File, Inode, inode_flags, load, look_at_inode},
+    inode_storage::get_or_make,
     maps::{active, rule},
 };
 
@@ -113,7 +114,7 @@ unsafe fn ask(file: *const File, inode: *mut Inode) -> *const FsverityDigest {
         unsafe { transmute(FSVERITY_CALL as usize) };
     // SAFETY: by the contract; the answer is as large as the kernel is told.
     unsafe {
-        let answer = FSVERITY_DIGESTS.get_or_insert_ptr_mut(inode, None);
+        let answer = get_or_make(&FSVERITY_DIGESTS, inode);
         if answer.is_null() {
             return ptr::null();
         }

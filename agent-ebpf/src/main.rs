@@ -15,6 +15,7 @@ mod devices;
 mod exec;
 mod fsverity;
 mod guarded;
+mod inode_storage;
 mod instructions;
 mod interpreter;
 mod invalidation;

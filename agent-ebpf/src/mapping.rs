@@ -8,6 +8,7 @@ use crate::{
     instructions::is_null,
     judge::{Hook, cannot_decide, judge},
     layout::{FMODE_WRITE, File, file_inode, file_mode},
+    inode_storage::get_or_make,
     maps::WAS_MAPPED,
     memory::{PROT_EXEC, judge_memory},
 };
@@ -82,6 +83,6 @@ unsafe fn remember(file: *const File) -> bool {
         let inode = file_inode(file);
         file_mode(file) & FMODE_WRITE == 0
             || !is_regular(inode)
-            || !WAS_MAPPED.get_or_insert_ptr_mut(inode, None).is_null()
+            || !get_or_make(&WAS_MAPPED, inode).is_null()
     }
 }

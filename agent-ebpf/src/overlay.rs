@@ -19,6 +19,7 @@ use crate::{
         DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data,
         inode_filesystem,
     },
+    inode_storage::get_or_make,
     maps::{
         LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem, remember_layer,
         was_opened_as_layer,
@@ -59,7 +60,7 @@ pub unsafe fn note_layer(inode: *mut Inode) {
         }
         // Without memory for the mark, a write behind the merged file would not be noticed, so it
         // counts as one.
-        if LAYERED.get_or_insert_ptr_mut(inode, None).is_null() {
+        if get_or_make(&LAYERED, inode).is_null() {
             count_write();
         } else if MAY_READ_KERNEL.load() != 0
             && let Ok(address) = address_of(inode)

@@ -102,7 +102,7 @@ impl Records {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let stamp = NEXT.fetch_add(1, Ordering::Relaxed);
         let layer_writes = self.layer_writes(file)?;
-        self.verdicts.insert(file, Verdict { stamp, ..Verdict::default() }, 0)?;
+        self.insert(file, Verdict { stamp, ..Verdict::default() }, 0)?;
         Ok(Claim { stamp, layer_writes })
     }
 
@@ -125,10 +125,23 @@ impl Records {
             rule: Rule::default(),
             digest,
         };
-        match self.verdicts.insert(file, known, EXIST) {
+        match self.insert(file, known, EXIST) {
             Ok(()) => Ok(true),
             Err(error) if is_missing(&error) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The kernel wants to be asked again while the last that other maps kept of the inode is taken
+    /// away (`bpf_local_storage_update` in kernel/bpf, 5.10 to 7.2).
+    fn insert(&mut self, file: &impl AsRawFd, record: Verdict, flags: u64) -> Result<(), MapError> {
+        const TRIES: u32 = 4;
+        let mut tried = 1;
+        loop {
+            match self.verdicts.insert(file, record, flags) {
+                Err(error) if tried < TRIES && has_errno(&error, libc::EAGAIN) => tried += 1,
+                done => return done,
+            }
         }
     }
 
@@ -151,9 +164,9 @@ pub fn is_merged(file: &impl AsFd) -> bool {
 }
 
 fn is_missing(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
-        _ => false,
-    }
+    matches!(error, MapError::KeyNotFound) || has_errno(error, libc::ENOENT)
+}
+
+fn has_errno(error: &MapError, errno: i32) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(errno))
 }

@@ -30,6 +30,7 @@ mod events_cut;
 mod events_received;
 mod events_stream;
 mod execve_check;
+mod first_use;
 mod fleet;
 mod fleet_catalogs;
 mod fsverity;
@@ -137,6 +138,7 @@ pub const ALL: &[Scenario] = &[
     usual("change-after-verdict", attacks_change::after_verdict),
     usual("change-while-open", attacks_change::while_open),
     on("smp2;", "change-races-with-hash", attacks_change::races_with_hash),
+    on("smp2;", "first-use-at-once", first_use::at_once),
     usual("change-by-any-call", attacks_write::calls),
     usual("change-by-held-writer", attacks_writer::held),
     usual("change-of-identity", attacks_writer::identity),
