@@ -242,6 +242,7 @@ pub fn run(names: &[&str]) -> ExitCode {
             Ok(()) => println!("@@scenario {name} ok {seconds:.1}"),
             Err(error) => {
                 println!("{error:?}");
+                tell_refusals();
                 println!("@@scenario {name} failed {seconds:.1}");
                 failed = true;
                 // For those that come after it in this boot.
@@ -250,6 +251,16 @@ pub fn run(names: &[&str]) -> ExitCode {
         }
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// What was refused last, for whoever looks for the cause of a failure.
+fn tell_refusals() {
+    const SHOWN: usize = 5;
+    let Ok(records) = crate::events::all() else { return };
+    let refusals: Vec<_> = records.iter().filter(|record| record["outcome"] == "deny").collect();
+    for record in &refusals[refusals.len().saturating_sub(SHOWN)..] {
+        println!("told: {}", record["text"].as_str().unwrap_or_default());
+    }
 }
 
 fn leaves_nothing() -> Result<()> {
