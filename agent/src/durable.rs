@@ -76,6 +76,11 @@ pub fn mend_copy(path: &Path) {
     }
 }
 
+/// What the second copy of a file says, if it can be understood.
+pub fn read_copy<T, E>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, E>) -> Option<T> {
+    parse(&fs::read(second(path)).ok()?).ok()
+}
+
 /// Reads what [`replace_both`] has written: the file, or its second copy if it is damaged or lost, and what
 /// is wrong with the file then. The default if neither is there.
 ///

@@ -62,7 +62,25 @@ impl Versions {
         };
         let unreadable = |source| VersionsError::File { file: file.to_owned(), source };
         let (seen, recovered) = durable::read_either(file, parse, unreadable)?;
-        Ok(Self { file: file.to_owned(), seen, recovered })
+        let mut versions = Self { file: file.to_owned(), seen, recovered };
+        versions.take_in(durable::read_copy(file, parse).unwrap_or_default());
+        Ok(versions)
+    }
+
+    /// What the second copy knows. As versions only rise and the file is written first, it never knows more,
+    /// unless bytes of the file have changed to something that can be read all the same.
+    fn take_in(&mut self, copy: BTreeMap<String, Seen>) {
+        let mut is_behind = false;
+        for (key, seen) in copy {
+            if self.seen.get(&key).is_none_or(|known| known.version < seen.version) {
+                self.seen.insert(key, seen);
+                is_behind = true;
+            }
+        }
+        if is_behind {
+            let file = self.file.display();
+            self.recovered.get_or_insert_with(|| format!("{file}: its copy knows more"));
+        }
     }
 
     /// Knows nothing, and will be kept in `file`.
@@ -132,6 +150,13 @@ mod tests {
         let copied = Versions::load(&file).expect("its copy is good");
         assert_eq!(copied.highest("acme", "pump"), Some(&seen(3)));
         assert!(copied.recovered.is_some());
+        // Bytes that have changed, and are JSON all the same.
+        let text = fs::read_to_string(file.with_extension("json.copy")).expect("readable");
+        fs::write(&file, text.replace("acme/", "abme/")).expect("written");
+        let more = Versions::load(&file).expect("both are good");
+        assert_eq!(more.highest("acme", "pump"), Some(&seen(3)));
+        assert!(more.recovered.is_some_and(|why| why.ends_with("its copy knows more")));
+        fs::write(&file, "{").expect("written");
         fs::write(file.with_extension("json.copy"), "{").expect("written");
         let error = Versions::load(&file).expect_err("damaged").to_string();
         assert!(error.contains("catalogs.json: is damaged"), "{error}");

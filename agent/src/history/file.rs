@@ -1,4 +1,5 @@
-//! The history as a file: JSON lines, a head and then one for each artifact.
+//! The history as a file: JSON lines, a head, one for each artifact, and the digest of them all, as a byte
+//! that a disk has changed may leave good JSON.
 
 use std::{
     fs::File,
@@ -8,16 +9,20 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{Artifact, History, MAX_ARTIFACTS};
-use crate::durable;
+use super::{History, MAX_ARTIFACTS};
+use crate::{artifact::digest, durable};
 
 /// The file in the agent's folder for state.
 pub const FILE: &str = "history.jsonl";
 
 /// Version of the form.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// The version before, which had no digest at its end.
+const WITHOUT_DIGEST: u32 = 1;
 
 /// Bytes of a line: a path of 4,096 bytes, each escaped and once more in hexadecimal, and some names.
 const MAX_LINE: u64 = 64 << 10;
@@ -55,6 +60,16 @@ struct Head {
     forgotten: u64,
 }
 
+/// The last line.
+#[derive(Serialize, Deserialize)]
+struct Tail {
+    /// SHA-256 of all lines before, in hexadecimal.
+    sha256: String,
+}
+
+/// What only the last line begins with.
+const TAIL: &[u8] = br#"{"sha256""#;
+
 impl History {
     /// Reads a history.
     ///
@@ -66,23 +81,43 @@ impl History {
         if !file.metadata().map_err(fail)?.is_file() {
             return Err(fail(io::Error::other("is not a file")));
         }
-        let mut lines = Lines { path, reader: BufReader::new(file), number: 0 };
-        let Some(head) = lines.next::<Head>()? else {
+        let reader = BufReader::new(file);
+        let mut lines = Lines { path, reader, number: 0, before: Sha256::new() };
+        let Some(line) = lines.next()? else {
             return Err(lines.damaged("is empty"));
         };
-        if head.portcullis_history != FORMAT {
-            let found = head.portcullis_history;
-            let why = format!("format {found} is not known here, only {FORMAT}");
+        let head: Head = lines.parse(&line)?;
+        let format = head.portcullis_history;
+        if !(WITHOUT_DIGEST..=FORMAT).contains(&format) {
+            let why = format!("format {format} is not known here, only up to {FORMAT}");
             return Err(lines.damaged(why));
         }
         let mut history = Self { since: head.since, forgotten: head.forgotten, ..Self::default() };
-        while let Some(artifact) = lines.next::<Artifact>()? {
+        loop {
+            let before = lines.before.clone();
+            let Some(line) = lines.next()? else { break };
+            if line.starts_with(TAIL) {
+                let tail: Tail = lines.parse(&line)?;
+                if tail.sha256 != digest::format(&before.finalize().into()) {
+                    return Err(
+                        lines.damaged("its digest is another one: bytes before have changed")
+                    );
+                }
+                return match lines.next()? {
+                    Some(_) => Err(lines.damaged("something follows the digest")),
+                    None => Ok(history),
+                };
+            }
+            let artifact = lines.parse(&line)?;
             if history.len() >= MAX_ARTIFACTS {
                 return Err(lines.damaged(format!("more than {MAX_ARTIFACTS} artifacts")));
             }
             history.insert(artifact);
         }
-        Ok(history)
+        if format == WITHOUT_DIGEST {
+            return Ok(history);
+        }
+        Err(lines.damaged("the digest is missing, with which it ends"))
     }
 
     /// The history as it is written, which is then not changed any more.
@@ -91,6 +126,9 @@ impl History {
         let mut text = Vec::new();
         // Writing to memory does not fail, and every member can be written as JSON.
         let _ = self.write_to(&mut text);
+        let tail = Tail { sha256: digest::format(&Sha256::digest(&text).into()) };
+        let _ = serde_json::to_writer(&mut text, &tail);
+        text.push(b'\n');
         text
     }
 
@@ -123,10 +161,13 @@ struct Lines<'a> {
     path: &'a Path,
     reader: BufReader<File>,
     number: u64,
+    /// Of everything that was read.
+    before: Sha256,
 }
 
 impl Lines<'_> {
-    fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, HistoryError> {
+    /// The next line, without its end.
+    fn next(&mut self) -> Result<Option<Vec<u8>>, HistoryError> {
         let mut line = Vec::new();
         self.number += 1;
         let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line);
@@ -135,13 +176,15 @@ impl Lines<'_> {
         if read == 0 {
             return Ok(None);
         }
+        self.before.update(&line);
         if line.pop() != Some(b'\n') {
             return Err(self.damaged("was cut short, or is longer than any line that was written"));
         }
-        match serde_json::from_slice(&line) {
-            Ok(value) => Ok(Some(value)),
-            Err(error) => Err(self.damaged(error)),
-        }
+        Ok(Some(line))
+    }
+
+    fn parse<T: for<'de> Deserialize<'de>>(&self, line: &[u8]) -> Result<T, HistoryError> {
+        serde_json::from_slice(line).map_err(|error| self.damaged(error))
     }
 
     fn damaged(&self, why: impl ToString) -> HistoryError {

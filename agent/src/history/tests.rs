@@ -187,13 +187,29 @@ fn is_read_as_it_was_written() {
     };
     let (name, shown) =
         (file.display().to_string(), |text: &str, name: &str| text.replace(name, "F"));
-    let found = shown(&damage("\"portcullis_history\":1", "\"portcullis_history\":2"), &name);
-    assert!(found.starts_with("F:1: format 2 is not known here, only 1"), "{found}");
+    let found = shown(&damage("\"portcullis_history\":2", "\"portcullis_history\":3"), &name);
+    assert!(found.starts_with("F:1: format 3 is not known here, only up to 2"), "{found}");
     let found = shown(&damage("executable", "executioner"), &name);
     assert!(found.starts_with("F:2: a kind that is not known"), "{found}");
-    fs::write(&file, &text[..text.len() - 5]).expect("written");
-    let found = shown(&History::read(&file).expect_err("cut").to_string(), &name);
+    let found = shown(&damage(PUMP, &PUMP.replacen('a', "4", 1)), &name);
+    assert!(found.starts_with("F:4: its digest is another one"), "{found}");
+    let found = shown(&damage("{\"sha256\"", "{\"digest\""), &name);
+    assert!(found.starts_with("F:4: "), "{found}");
+    let read_end = |end: &str| {
+        fs::write(&file, end).expect("written");
+        shown(&History::read(&file).expect_err("damaged").to_string(), &name)
+    };
+    let lines = text.trim_end().rfind('\n').expect("a last line") + 1;
+    let found = read_end(&text[..lines]);
+    assert!(found.starts_with("F:4: the digest is missing"), "{found}");
+    let found = read_end(&text[..lines - 5]);
     assert!(found.starts_with("F:3: was cut short"), "{found}");
+    let found = read_end(&format!("{text}{{}}\n"));
+    assert!(found.starts_with("F:5: something follows"), "{found}");
+    // As the version before has written it.
+    let old = text[..lines].replacen("\"portcullis_history\":2", "\"portcullis_history\":1", 1);
+    fs::write(&file, old).expect("written");
+    assert_eq!(History::read(&file).expect("whole").artifacts(), history.artifacts());
     fs::write(&file, "").expect("written");
     assert!(History::read(&file).expect_err("empty").to_string().contains(":1: is empty"));
 }
