@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, fadvise, fstatfs};
 
 use super::{
     device::{Baseline, Device, LAB, MARKS, STATE, copy},
@@ -45,6 +45,7 @@ pub fn between_boots(device: &mut Device, damage: Damage, random: &mut Random) -
     }
     let file = some_file(random)?;
     let content = fs::read(&file)?;
+    let is_missed = !(damage == Damage::Removed && is_newest_of_records(&file)?);
     match damage {
         Damage::Cut => {
             let length = random.below(content.len() as u64);
@@ -69,7 +70,7 @@ pub fn between_boots(device: &mut Device, damage: Damage, random: &mut Random) -
         }
     }
     device.start()?;
-    is_well_or_told(device, version, &file, &content)?;
+    is_well_or_told(device, version, (&file, &content), is_missed)?;
     device.stop()?;
     for (folder, backup) in &backups {
         copy(backup, folder)?;
@@ -95,7 +96,9 @@ pub fn below_the_gates(device: &mut Device, zeros: bool, random: &mut Random) ->
     let content = fs::read(&file)?;
     let opened = File::open(&file)?;
     let place = raw::place_on_disk(&opened)?;
-    let length = content.len().min(4096);
+    // What follows the first block may be another file's.
+    let block = usize::try_from(fstatfs(&opened)?.f_bsize)?;
+    let length = content.len().min(block);
     let new = if zeros { vec![0; length] } else { garbled(&content[..length], random) };
     let disk = OpenOptions::new().read(true).write(true).open("/dev/vda")?;
     let write = |bytes: &[u8]| -> Result<()> {
@@ -121,7 +124,7 @@ pub fn below_the_gates(device: &mut Device, zeros: bool, random: &mut Random) ->
     );
     match device.start() {
         Ok(()) => {
-            is_well_or_told(device, version, &file, &content)?;
+            is_well_or_told(device, version, (&file, &content), true)?;
             let is_repaired = fs::read(&file).is_ok_and(|now| now.starts_with(&content));
             if !is_repaired {
                 device.stop()?;
@@ -167,8 +170,13 @@ fn version_now(device: &Device) -> Result<u64> {
     status["policy"]["version"].as_u64().context("no version")
 }
 
-/// The damage has changed nothing, or people are told of it.
-fn is_well_or_told(device: &Device, version: u64, file: &Path, before: &[u8]) -> Result<()> {
+/// The damage has changed nothing, or people are told of it, if it `is_missed` on the device.
+fn is_well_or_told(
+    device: &Device,
+    version: u64,
+    (file, before): (&Path, &[u8]),
+    is_missed: bool,
+) -> Result<()> {
     let status = device.status()?;
     let found = status["policy"]["version"].as_u64().context("no version")?;
     let bad = device.bad_checks()?;
@@ -191,9 +199,10 @@ fn is_well_or_told(device: &Device, version: u64, file: &Path, before: &[u8]) ->
     // The end of a record that was not written whole is cut off, and the file in which that was is not named.
     let is_told =
         |name: &str| is_told(name) || (is_of_records(file) && is_told("were cut off its end"));
-    let is_repaired = fs::read(file).is_ok_and(|now| now.starts_with(before) || before == now);
-    if is_repaired || found != version || is_of_no_concern(file) || !bad.is_empty() || is_told(name)
-    {
+    let is_repaired = fs::read(file).is_ok_and(|now| now.starts_with(before) || before == now)
+        || is_second_copy(file)?;
+    let is_told = found != version || !bad.is_empty() || is_told(name);
+    if is_repaired || is_told || !is_missed || is_of_no_concern(file) {
         return Ok(());
     }
     bail!("nobody is told that {} was damaged: {}", file.display(), status["checks"])
@@ -209,15 +218,35 @@ fn is_of_records(file: &Path) -> bool {
     file.starts_with(Path::new(STATE).join("spool"))
 }
 
+/// Whether no later file of records of its chain is there. It is missed by nobody on the device when it is gone
+/// (L76 in docs/limits.md), and begun anew by the same name if there was no other.
+fn is_newest_of_records(file: &Path) -> Result<bool> {
+    let name = file.file_name().and_then(|name| name.to_str()).context("a name")?;
+    let Some((chain, _)) = name.split_once('-').filter(|_| is_of_records(file)) else {
+        return Ok(false);
+    };
+    let is_later = |other: &PathBuf| {
+        let other = other.file_name().and_then(|other| other.to_str()).unwrap_or_default();
+        other > name && other.starts_with(chain)
+    };
+    Ok(!invariants::files()?.iter().filter(|other| is_of_records(other)).any(is_later))
+}
+
+/// Whether it is a second copy, and one of what the first is now.
+fn is_second_copy(file: &Path) -> Result<bool> {
+    if file.extension().is_none_or(|extension| extension != "copy") {
+        return Ok(false);
+    }
+    Ok(fs::read(file)? == fs::read(file.with_extension(""))?)
+}
+
 /// What is made anew from what is known, says something to people only, or is missed by nobody on the device
-/// (L76, L78 in docs/limits.md).
+/// (L78 in docs/limits.md).
 fn is_of_no_concern(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let is_newest_of_records = is_of_records(file) && !file.exists();
     let is_history = name == "history.jsonl" && !file.exists();
     // A bundle that is not in force is asked for when somebody goes back to it.
     is_unpacked(file)
-        || is_newest_of_records
         || is_history
         || name == "enforced.json"
         || name.ends_with(".bundle")

@@ -193,7 +193,8 @@ fn strike(device: &mut Device, moment: Moment, fault: Fault, after: Option<u64>)
             lasting.end(device)?;
         }
     }
-    let told = if fault == Fault::Kill && moment == Moment::Restart {
+    // One that was killed before is starting now.
+    let told = if fault == Fault::Kill && moment == Moment::Restart && after.is_some() {
         Told::Unknown
     } else {
         match change.wait(device) {
