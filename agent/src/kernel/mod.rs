@@ -16,6 +16,7 @@ pub mod hook_types;
 pub mod hooks;
 mod inherited;
 pub mod layout;
+pub mod memory_limit;
 pub mod mountpoints;
 pub mod mounts;
 pub mod overlay;

@@ -45,7 +45,7 @@ use crate::{
         decode::GateEvent,
         enrich::{Enricher, PolicyView, wall_time},
     },
-    kernel::{check::Check, facts, gates::GatesError, mounts, pins::Pins, selftest},
+    kernel::{check::Check, facts, gates::GatesError, memory_limit, mounts, pins::Pins, selftest},
     policy::{Policy, bundle::DEVICE_FILE, trust::describe},
     run::{
         RunError, Started, appraiser::Appraiser, backend::Backend, catalogs, health::Health,
@@ -577,7 +577,7 @@ impl Agent {
                 let test = selftest::mapping_again(gates, ring)?;
                 self.after_test(&test);
                 self.take_checks(test.checks);
-                self.take_checks(vec![facts::ftrace()]);
+                self.take_checks(vec![facts::ftrace(), memory_limit::check()]);
             }
         }
         self.recorder.tick();

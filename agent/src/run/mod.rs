@@ -42,7 +42,7 @@ use crate::{
         facts,
         gates::{Gates, GatesError, Settings},
         layout::{Hashing, Layout},
-        mounts, overlay,
+        memory_limit, mounts, overlay,
         pins::{self, Pins},
         selftest,
         shield::HandoverError,
@@ -308,6 +308,7 @@ fn start(
             "report it",
         ))
     })?;
+    checks.push(memory_limit::check());
     if policy.choices.contains(Choices::FSVERITY) && !layout.has_fsverity {
         checks.push(Check::bad(
             State::Warning,

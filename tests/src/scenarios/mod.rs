@@ -38,6 +38,7 @@ mod interpreters;
 mod kernel_checks;
 mod life;
 mod limits;
+mod memory_limit;
 mod metrics;
 mod package;
 mod package_network;
@@ -191,6 +192,7 @@ pub const ALL: &[Scenario] = &[
     usual("shield", shield::attacked),
     once("agent-refuses-to-brick", life::refuses_to_brick),
     once("agent-footprint", life::footprint),
+    once("memory-limit", memory_limit::told_and_reached),
     once("agent-requests", life::requests),
     once("faults", crate::faults::scenario),
     once("bad-input", bad_input::bad_input),
