@@ -15,8 +15,8 @@ use portcullis_common::{
 };
 
 use crate::{
-    layout::{File, Inode, inode_flags, load, look_at_inode},
     inode_storage::get_or_make,
+    layout::{File, Inode, inode_flags, load, look_at_inode},
     maps::{active, rule},
 };
 

@@ -5,10 +5,10 @@ use portcullis_common::{Gate, Kinds, Reason};
 
 use crate::{
     appraisal::is_regular,
+    inode_storage::get_or_make,
     instructions::is_null,
     judge::{Hook, cannot_decide, judge},
     layout::{FMODE_WRITE, File, file_inode, file_mode},
-    inode_storage::get_or_make,
     maps::WAS_MAPPED,
     memory::{PROT_EXEC, judge_memory},
 };

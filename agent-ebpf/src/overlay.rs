@@ -14,12 +14,12 @@ use portcullis_common::{OverlayLayout, Reason};
 
 use crate::{
     appraisal::is_regular,
+    inode_storage::get_or_make,
     instructions,
     layout::{
         DENTRY_D_INODE, FILE_F_INODE, File, INODE_I_WRITECOUNT, Inode, file_private_data,
         inode_filesystem,
     },
-    inode_storage::get_or_make,
     maps::{
         LAYERED, OVERLAY_LAYOUT, OVERLAY_WRITES, is_trusted_filesystem, remember_layer,
         was_opened_as_layer,
