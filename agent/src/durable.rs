@@ -5,7 +5,12 @@ use std::{
     io,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
+    sync::Mutex,
 };
+
+use tempfile::{PersistError, TempPath};
+
+use crate::sync::lock;
 
 /// What a file's name begins with until it has its own.
 pub const TEMPORARY: &str = ".tmp";
@@ -20,13 +25,43 @@ pub fn replace(
     path: &Path,
     content: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
 ) -> io::Result<()> {
+    tidy();
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut new = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
-    content(&mut new)?;
-    new.as_file().sync_all()?;
-    new.persist(path)?;
+    if let Err(error) = content(&mut new).and_then(|()| new.as_file().sync_all()) {
+        give_up(new.into_temp_path());
+        return Err(error);
+    }
+    if let Err(PersistError { error, file }) = new.persist(path) {
+        give_up(file.into_temp_path());
+        return Err(error);
+    }
     File::open(folder)?.sync_all()
+}
+
+/// Files that were to replace others, and could not be removed either: the filesystem had become read-only.
+static LEFT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// More are left for [`sweep`].
+const MAX_LEFT: usize = 64;
+
+fn give_up(new: TempPath) {
+    let path = new.to_path_buf();
+    if new.close().is_err() {
+        let mut left = lock(&LEFT);
+        if left.len() < MAX_LEFT {
+            left.push(path);
+        }
+    }
+}
+
+/// Removes what this process could not remove when it could not replace a file.
+pub fn tidy() {
+    lock(&LEFT).retain(|path| match fs::remove_file(path) {
+        Ok(()) => false,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    });
 }
 
 /// Removes what a process that was killed while it replaced a file has left in a folder. Only for folders
@@ -137,6 +172,31 @@ mod tests {
         assert_eq!(number(&path), Ok((8, None)));
         mend_copy(&path);
         assert_eq!(fs::read(second(&path)).expect("written"), b"8");
+    }
+
+    #[test]
+    fn what_could_not_be_removed_is_removed_later() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, within) = (folder.path().join("number"), folder.path().join("within"));
+        fs::create_dir(&within).expect("made");
+        // Nothing can be removed from where it has gone meanwhile.
+        let moved = replace(&path, |_| {
+            for entry in fs::read_dir(folder.path())?.flatten() {
+                if entry.file_type()?.is_file() {
+                    fs::rename(entry.path(), within.join(entry.file_name()))?;
+                    fs::create_dir(entry.path())?;
+                }
+            }
+            Err(io::Error::other("no room"))
+        });
+        assert!(moved.is_err());
+        let left: Vec<_> = fs::read_dir(&within).expect("there").flatten().collect();
+        let place = folder.path().join(left[0].file_name());
+        assert!(place.exists() && lock(&LEFT).contains(&place));
+        fs::remove_dir(&place).expect("empty");
+        fs::write(&place, "left").expect("written");
+        tidy();
+        assert!(!place.exists() && !lock(&LEFT).contains(&place));
     }
 
     #[test]

@@ -114,13 +114,13 @@ fn catalog_is(device: &Device) -> Result<()> {
 }
 
 fn nothing_piles_up(device: &Device) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(3);
+    // One may be written just now. What could not be removed from a disk that was read-only goes within a minute.
+    let end = Instant::now() + 2 * PATIENCE;
     loop {
         let stray: Vec<_> = files()?.into_iter().filter(|path| is_temporary(path)).collect();
         if stray.is_empty() {
             break;
         }
-        // One may be written just now.
         ensure!(Instant::now() < end, "left behind: {stray:?}");
         sleep(Duration::from_millis(50));
     }

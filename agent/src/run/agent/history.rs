@@ -16,6 +16,7 @@ use crate::{
         HistoryAnswer, Refusal,
         server::{Answer, json},
     },
+    durable,
     event::Decision,
     history::{self, History, HistoryError, suspects::Suspect},
     kernel::check::{Check, State},
@@ -131,6 +132,7 @@ impl Agent {
 
     /// Writes the history in another thread if it is time. Called each minute.
     pub(super) fn keep_history(&mut self) {
+        tokio::task::spawn_blocking(durable::tidy);
         if self.history.is_due() {
             let text = lock(&self.history.history).take_text();
             self.history.written = Some(Instant::now());
