@@ -30,7 +30,7 @@ mod events_cut;
 mod events_received;
 mod events_stream;
 mod execve_check;
-mod first_use;
+
 mod fleet;
 mod fleet_catalogs;
 mod fsverity;
@@ -53,6 +53,7 @@ mod signatures;
 mod soak;
 mod soak_debian;
 pub mod two_machines;
+mod two_processors;
 mod usb;
 mod usb_plugged;
 mod usb_storm;
@@ -139,7 +140,8 @@ pub const ALL: &[Scenario] = &[
     usual("change-after-verdict", attacks_change::after_verdict),
     usual("change-while-open", attacks_change::while_open),
     on("smp2;", "change-races-with-hash", attacks_change::races_with_hash),
-    on("smp2;", "first-use-at-once", first_use::at_once),
+    on("smp2;", "first-use-at-once", two_processors::first_use),
+    on("once,smp2;", "switch-on-two-processors", two_processors::switch),
     usual("change-by-any-call", attacks_write::calls),
     usual("change-by-held-writer", attacks_writer::held),
     usual("change-of-identity", attacks_writer::identity),
