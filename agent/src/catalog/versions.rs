@@ -72,10 +72,7 @@ impl Versions {
     fn take_in(&mut self, copy: BTreeMap<String, Seen>) {
         let mut is_behind = false;
         for (key, seen) in copy {
-            if self.seen.get(&key).is_none_or(|known| known.version < seen.version) {
-                self.seen.insert(key, seen);
-                is_behind = true;
-            }
+            is_behind |= self.raise_key(key, seen);
         }
         if is_behind {
             let file = self.file.display();
@@ -97,12 +94,15 @@ impl Versions {
 
     /// Takes a version in. Returns whether that is news.
     pub fn raise(&mut self, signer: &str, catalog: &str, now: Seen) -> bool {
-        let known = self.seen.get(&key(signer, catalog));
-        if known.is_some_and(|known| known.version >= now.version) {
-            return false;
+        self.raise_key(key(signer, catalog), now)
+    }
+
+    fn raise_key(&mut self, key: String, now: Seen) -> bool {
+        let is_news = self.seen.get(&key).is_none_or(|known| known.version < now.version);
+        if is_news {
+            self.seen.insert(key, now);
         }
-        self.seen.insert(key(signer, catalog), now);
-        true
+        is_news
     }
 
     /// Keeps what is known: whole or not at all, also through a power cut.

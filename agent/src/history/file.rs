@@ -82,7 +82,8 @@ impl History {
             return Err(fail(io::Error::other("is not a file")));
         }
         let reader = BufReader::new(file);
-        let mut lines = Lines { path, reader, number: 0, before: Sha256::new() };
+        let mut lines = Lines { path, reader, number: 0 };
+        let mut hasher = Sha256::new();
         let Some(line) = lines.next()? else {
             return Err(lines.damaged("is empty"));
         };
@@ -92,13 +93,12 @@ impl History {
             let why = format!("format {format} is not known here, only up to {FORMAT}");
             return Err(lines.damaged(why));
         }
+        hasher.update(&line);
         let mut history = Self { since: head.since, forgotten: head.forgotten, ..Self::default() };
-        loop {
-            let before = lines.before.clone();
-            let Some(line) = lines.next()? else { break };
+        while let Some(line) = lines.next()? {
             if line.starts_with(TAIL) {
                 let tail: Tail = lines.parse(&line)?;
-                if tail.sha256 != digest::format(&before.finalize().into()) {
+                if tail.sha256 != digest::format(&hasher.finalize().into()) {
                     return Err(
                         lines.damaged("its digest is another one: bytes before have changed")
                     );
@@ -113,6 +113,7 @@ impl History {
                 return Err(lines.damaged(format!("more than {MAX_ARTIFACTS} artifacts")));
             }
             history.insert(artifact);
+            hasher.update(&line);
         }
         if format == WITHOUT_DIGEST {
             return Ok(history);
@@ -161,12 +162,10 @@ struct Lines<'a> {
     path: &'a Path,
     reader: BufReader<File>,
     number: u64,
-    /// Of everything that was read.
-    before: Sha256,
 }
 
 impl Lines<'_> {
-    /// The next line, without its end.
+    /// The next line, with its end.
     fn next(&mut self) -> Result<Option<Vec<u8>>, HistoryError> {
         let mut line = Vec::new();
         self.number += 1;
@@ -176,14 +175,14 @@ impl Lines<'_> {
         if read == 0 {
             return Ok(None);
         }
-        self.before.update(&line);
-        if line.pop() != Some(b'\n') {
+        if line.last() != Some(&b'\n') {
             return Err(self.damaged("was cut short, or is longer than any line that was written"));
         }
         Ok(Some(line))
     }
 
     fn parse<T: for<'de> Deserialize<'de>>(&self, line: &[u8]) -> Result<T, HistoryError> {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
         serde_json::from_slice(line).map_err(|error| self.damaged(error))
     }
 
