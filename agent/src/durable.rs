@@ -25,7 +25,6 @@ pub fn replace(
     path: &Path,
     content: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    tidy();
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut new = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
@@ -54,6 +53,11 @@ fn give_up(new: TempPath) {
             left.push(path);
         }
     }
+}
+
+/// Whether [`tidy`] has something to do.
+pub fn is_untidy() -> bool {
+    !lock(&LEFT).is_empty()
 }
 
 /// Removes what this process could not remove when it could not replace a file.

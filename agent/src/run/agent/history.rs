@@ -132,7 +132,9 @@ impl Agent {
 
     /// Writes the history in another thread if it is time. Called each minute.
     pub(super) fn keep_history(&mut self) {
-        tokio::task::spawn_blocking(durable::tidy);
+        if durable::is_untidy() {
+            tokio::task::spawn_blocking(durable::tidy);
+        }
         if self.history.is_due() {
             let text = lock(&self.history.history).take_text();
             self.history.written = Some(Instant::now());
