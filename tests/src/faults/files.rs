@@ -200,7 +200,7 @@ fn is_well_or_told(
     let is_told =
         |name: &str| is_told(name) || (is_of_records(file) && is_told("were cut off its end"));
     let is_repaired = fs::read(file).is_ok_and(|now| now.starts_with(before) || before == now)
-        || is_second_copy(file)?;
+        || is_second_copy(file);
     let is_told = found != version || !bad.is_empty() || is_told(name);
     if is_repaired || is_told || !is_missed || is_of_no_concern(file) {
         return Ok(());
@@ -233,11 +233,10 @@ fn is_newest_of_records(file: &Path) -> Result<bool> {
 }
 
 /// Whether it is a second copy, and one of what the first is now.
-fn is_second_copy(file: &Path) -> Result<bool> {
-    if file.extension().is_none_or(|extension| extension != "copy") {
-        return Ok(false);
-    }
-    Ok(fs::read(file)? == fs::read(file.with_extension(""))?)
+fn is_second_copy(file: &Path) -> bool {
+    let is_copy = file.extension().is_some_and(|extension| extension == "copy");
+    let first = || fs::read(file.with_extension("")).ok();
+    is_copy && fs::read(file).ok().is_some_and(|copy| first() == Some(copy))
 }
 
 /// What is made anew from what is known, says something to people only, or is missed by nobody on the device

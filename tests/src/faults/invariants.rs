@@ -129,6 +129,7 @@ fn nothing_piles_up(device: &Device) -> Result<()> {
     let folders = fs::read_dir("/sys/fs/bpf/portcullis")?.count();
     ensure!(folders == 1, "{folders} folders of pins");
     let pid = device.agent.as_ref().context("no agent")?.pid();
+    let end = Instant::now() + Duration::from_secs(3);
     loop {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         if descriptors <= MOST_DESCRIPTORS {

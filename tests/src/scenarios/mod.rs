@@ -30,7 +30,6 @@ mod events_cut;
 mod events_received;
 mod events_stream;
 mod execve_check;
-
 mod fleet;
 mod fleet_catalogs;
 mod fsverity;

@@ -2,12 +2,12 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use rustix::{
     io::Errno,
     thread::{CpuSet, sched_setaffinity},
@@ -16,16 +16,17 @@ use rustix::{
 use super::{base_policy, fresh, list};
 use crate::{
     agent::{Agent, expect},
-    attack::{evil, good},
+    attack::{Attempt, evil, good, map},
     events,
-    mapping::{MapFlags, Mapping, ProtFlags},
+    mapping::ProtFlags,
 };
 
 const FILES: usize = 2000;
 const PROCESSORS: usize = 2;
+const CODE: ProtFlags = ProtFlags::READ.union(ProtFlags::EXEC);
 
-/// A file that all use for the first time. Each finds no record on the inode and makes one, which the kernel allows to one of them only: it
-/// must be refused to none.
+/// A file that all use for the first time. Each finds no record on the inode and makes one, which the kernel
+/// allows to one of them only: it must be refused to none.
 pub fn first_use() -> Result<()> {
     let lab = fresh("/tmp/first-use")?;
     let content = good("first-use")?;
@@ -50,11 +51,10 @@ pub fn first_use() -> Result<()> {
     });
     if refused > 0 {
         let told = events::wait_for(mark, "a refusal", |event| event["outcome"] == "deny")?;
-        ensure!(false, "{refused} of {FILES} listed files were refused once: {told}");
+        bail!("{refused} of {FILES} listed files were refused once: {told}");
     }
     agent.stop()?;
-    fs::remove_dir_all(Path::new(lab))?;
-    Ok(())
+    Ok(fs::remove_dir_all(lab)?)
 }
 
 /// Maps each file as code, together with the other processors. How many were refused.
@@ -70,8 +70,8 @@ fn use_each(files: &[PathBuf], arrived: &AtomicUsize, processor: usize) -> usize
         while arrived.load(Ordering::SeqCst) < (round + 1) * PROCESSORS {
             std::hint::spin_loop();
         }
-        let mapped = file.is_ok_and(|file| map_as_code(&file).is_ok());
-        refused += usize::from(!mapped);
+        let mapped = file.map_err(Into::into).and_then(|file| map(&file, CODE));
+        refused += usize::from(!matches!(mapped, Ok(Attempt::Ran)));
     }
     refused
 }
@@ -80,10 +80,6 @@ fn stay_on(processor: usize) -> Result<(), Errno> {
     let mut one = CpuSet::new();
     one.set(processor);
     sched_setaffinity(None, &one)
-}
-
-fn map_as_code(file: &File) -> Result<(), Errno> {
-    Mapping::new(file, 1, ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE).map(drop)
 }
 
 /// Policies are switched while all use the same files, so that each processor makes verdicts of one policy or
@@ -112,12 +108,11 @@ pub fn switch() -> Result<()> {
         let mut rounds = 0;
         while !over.load(Ordering::Relaxed) {
             for file in &listed {
-                map_as_code(file).context("what both policies list was refused")?;
+                ensure!(map(file, CODE)? == Attempt::Ran, "what both policies list was refused");
             }
             // Each is an event.
             if rounds % 50 == 0 {
-                let came_out = map_as_code(&unlisted);
-                ensure!(came_out == Err(Errno::PERM), "what no policy lists: {came_out:?}");
+                ensure!(map(&unlisted, CODE)? == Attempt::Refused, "what no policy lists has run");
             }
             rounds += 1;
         }
