@@ -109,12 +109,23 @@ fn matches(rule: &Written, device: &Device) -> bool {
         && text(&rule.serial, device.serial.as_deref().unwrap_or_default())
         && text(&rule.port, &device.port)
         && text(&rule.connect, connect)
+        && can_hold(rule.hash.as_ref())
+        && can_hold(rule.parent_hash.as_ref())
         && rule.id.as_ref().is_none_or(|set| holds(set, &[(device.vendor, device.product)], is_id))
         && rule.interfaces.as_ref().is_none_or(|set| {
             // The order of a device's interfaces is not known here.
             !(set.operator == Operator::EqualsOrdered && set.values.len() > 1)
                 && holds(set, &kinds, |pattern, class| pattern.matches(*class))
         })
+}
+
+/// Whether a device can have a hash that the rule means. It has one, which is not known here.
+fn can_hold(hashes: Option<&Set<Vec<u8>>>) -> bool {
+    hashes.is_none_or(|set| {
+        let holds_of =
+            |hash: &Vec<u8>| holds(set, std::slice::from_ref(hash), |one, its| one == its);
+        set.operator == Operator::NoneOf || set.values.iter().any(holds_of)
+    })
 }
 
 fn holds<T, V>(set: &Set<T>, device: &[V], is: impl Fn(&T, &V) -> bool) -> bool {
