@@ -205,11 +205,18 @@ fn utf8(set: Option<&Set<Vec<u8>>>, what: &str) -> Part<String> {
 
 fn ids(set: Option<&Set<Id>>, allows: bool) -> Part<(u16, Option<u16>)> {
     let Some(Set { operator, values }) = set else { return Part::Any };
-    // USBGuard compares what is written with what the kernel writes.
-    if values.iter().any(|id| id.capitals) {
+    // USBGuard compares what is written with what the kernel writes, which has no capitals: no device has such
+    // an id, but it may have another of the set, and has none of them where that is asked for.
+    let values: Vec<_> = values.iter().filter(|id| !id.capitals).copied().collect();
+    if values.len() < set.map_or(0, |set| set.values.len()) {
         let why = "has an id with capital letters, which means no device to USBGuard; write it small if \
                    it is meant";
-        return if allows { Part::Lost(why.into()) } else { Part::None(why.into()) };
+        match operator {
+            _ if allows => return Part::Lost(why.into()),
+            Operator::NoneOf if values.is_empty() => return Part::Any,
+            Operator::OneOf | Operator::MatchAll | Operator::NoneOf if !values.is_empty() => {}
+            _ => return Part::None(why.into()),
+        }
     }
     let one = |id: &Id| id.vendor.map(|vendor| (vendor, id.product));
     match (operator, &values[..]) {

@@ -189,6 +189,28 @@ fn what_keeps_devices_out_keeps_out_more_if_not_the_same() {
 }
 
 #[test]
+fn an_id_that_no_device_has_is_not_all_that_a_set_means() {
+    let held = |rule: &str| {
+        let (rules, _) = carried(&format!("{rule}\nallow\n"));
+        decided(&rules, &device((0x0781, 0x5581), "1-1", &[STICK])) == Action::Hold
+    };
+    for (rule, expected) in [
+        ("block id one-of { 0781:5581 095E:* }", true),
+        ("block id match-all { 0781:5581 095E:* }", true),
+        ("block id none-of { 095E:* }", true),
+        ("block id none-of { 0781:5581 095E:* }", false),
+        ("block id one-of { 0781:5582 095E:* }", false),
+        ("block id all-of { 0781:5581 095E:* }", false),
+        ("block id { 0781:5581 095E:* }", false),
+        ("block id 095E:*", false),
+    ] {
+        // What cannot be said here keeps out more.
+        assert!(held(rule) || !expected, "{rule} lets it in");
+        assert!(!held(rule) || expected || rule.contains("none-of"), "{rule} keeps it out");
+    }
+}
+
+#[test]
 fn kinds_of_which_one_may_be_two_let_in_no_others() {
     let (rules, left) = carried("allow with-interface { 08:*:* 08:06:50 }\n");
     assert!(left.len() == 1 && left[0].1.starts_with("is carried over in part"), "{left:?}");
