@@ -8,11 +8,11 @@ use aya_ebpf::{
         bpf_get_current_comm,
         generated::{
             bpf_d_path, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
-            bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+            bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_ringbuf_submit,
         },
     },
 };
-use core::mem::transmute;
+use core::{mem::transmute, ptr::null_mut};
 use portcullis_common::{
     ANCESTORS, Ancestor, BpfLoad, COMM_LEN, Counter, Event, EventHeader, Kinds, Outcome, PATH_LONG,
     PATH_SHORT, Reason,
@@ -79,10 +79,19 @@ pub unsafe fn report(report: &Report<'_>, file: *const File, inode: *const Inode
             // `bpf_d_path` is for sleepable hooks and a few others; the agent looks the path up.
             return report_without_path(report, Some(inode));
         }
-        let told = Told::new(report);
-        if !send::<PATH_SHORT>(&told, file, inode, false) {
-            send::<PATH_LONG>(&told, file, inode, true);
+        let told = &Told::new(report);
+        let (mut event, mut path_status) = with_path::<PATH_SHORT>(file, false);
+        if path_status < 0 && event.is_null() {
+            (event, path_status) = with_path::<PATH_LONG>(file, true);
         }
+        if event.is_null() {
+            count(told.hook.gate, Counter::Lost, 1);
+            return;
+        }
+        let header = &raw mut (*event).header;
+        fill(header, told, path_status);
+        identify(header, inode);
+        bpf_ringbuf_submit(event.cast(), 0);
     }
 }
 
@@ -172,20 +181,18 @@ pub unsafe fn report_with_names(report: &Report<'_>, inode: *const Inode, dentry
     entry.submit(0);
 }
 
-/// Returns whether this was the end of it; `false` asks for a longer event.
+/// An event in the ring with room for so long a path, which it has already, and what the path's helper
+/// said. The event is null if the ring is full, and, unless it `is_last`, if it is too short.
+///
+/// What is the same for all lengths is filled in by the caller, once: the verifier moves a program for each
+/// branch that it cuts out of it, so that the length of programs costs more than its following them.
 ///
 /// # Safety
-/// As for [`report`].
+/// `file` is a kernel pointer that the verifier tracks.
 #[inline(always)]
-unsafe fn send<const PATH: usize>(
-    told: &Told<'_>,
-    file: *const File,
-    inode: *const Inode,
-    last: bool,
-) -> bool {
+unsafe fn with_path<const PATH: usize>(file: *const File, is_last: bool) -> (*mut Event<0>, i32) {
     let Some(mut entry) = EVENTS.reserve_untyped::<Event<PATH>>(0) else {
-        count(told.hook.gate, Counter::Lost, 1);
-        return true;
+        return (null_mut(), 0);
     };
     let event = entry.as_mut_ptr();
     // SAFETY: the ring gave `size_of::<Event<PATH>>()` writable bytes; the helpers write at most
@@ -198,17 +205,11 @@ unsafe fn send<const PATH: usize>(
             names::<PATH>(file, to.cast())
         }
     };
-    if status < 0 && !last {
+    if status < 0 && !is_last {
         entry.discard(0);
-        return false;
+        return (null_mut(), status as i32);
     }
-    // SAFETY: as above, and by the contract.
-    unsafe {
-        fill(&raw mut (*event).header, told, status as i32);
-        identify(&raw mut (*event).header, inode);
-    };
-    entry.submit(0);
-    true
+    (event.cast(), status as i32)
 }
 
 /// Says which file it is about.
