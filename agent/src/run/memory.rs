@@ -2,18 +2,26 @@
 
 use std::{ffi::c_void, fs};
 
-use rustix::mm::{Advice, madvise};
+use rustix::{
+    mm::{Advice, madvise},
+    thread::disable_transparent_huge_pages,
+};
 
 use super::preflight::executable_mapping;
 
 /// Has large blocks returned to the system when they are freed, at every size: glibc would raise
 /// its threshold with the first large block that is freed, which starting frees many of. And one
-/// arena, as the threads hardly allocate.
+/// arena, as the threads hardly allocate. And no huge pages: where everybody gets them (`always`, as Debian's
+/// kernels have it), `khugepaged` makes them of parts of the heap that hardly have pages, 2 MiB at a time,
+/// some seconds after the start and without anything being done. Processes that it starts inherit that.
 pub(super) fn keep_small() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [(libc::M_MMAP_THRESHOLD, 128 * 1024), (libc::M_ARENA_MAX, 1)] {
         // SAFETY: has no precondition.
         unsafe { libc::mallopt(parameter, value) };
+    }
+    if let Err(error) = disable_transparent_huge_pages(true) {
+        tracing::debug!("the agent's memory may have huge pages: {error}");
     }
 }
 

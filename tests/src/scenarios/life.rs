@@ -187,6 +187,7 @@ pub fn footprint() -> Result<()> {
     let memory = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let parts: Vec<_> = memory.lines().filter(|line| line.starts_with("Rss")).collect();
     ensure!(kib < LIMIT_KIB, "the agent has {kib} KiB resident: {parts:?}");
+    ensure!(memory.contains("THP_enabled:\t0"), "the agent may get huge pages: {memory}");
     println!(
         "  {kib} KiB resident with {DIGESTS} digests, {used} ticks of processor time in 10 idle seconds"
     );
