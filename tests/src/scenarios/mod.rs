@@ -286,8 +286,8 @@ pub fn fresh(path: &str) -> Result<&Path> {
     Ok(folder)
 }
 
-/// Unmounts a filesystem that may be busy for a moment: on Linux 5.10 because the agent hashes a file
-/// on it, elsewhere because it looks at the process that ran from there.
+/// Unmounts a filesystem that may be busy for a moment: on Linux 5.10 because the agent watches what is
+/// mounted, and hashes files on it, elsewhere because it looks at the process that ran from there.
 fn unmount_soon(at: &Path) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {

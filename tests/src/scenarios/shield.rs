@@ -26,7 +26,7 @@ use rustix::{
     },
 };
 
-use super::{base_policy, fresh, shield_bpf};
+use super::{base_policy, fresh, shield_bpf, unmount_soon};
 use crate::{
     agent::{Agent, expect, json, text},
     attack::{Attempt, evil, exec_path, install, is_old_kernel, note},
@@ -73,7 +73,7 @@ pub fn attacked() -> Result<()> {
     let mark = events::mark()?;
     mount("tmpfs", PINS, "tmpfs", MountFlags::empty(), None).context("a mount over the pins")?;
     told(mark, "a mount over the pins", "gate-mount", "would-deny")?;
-    unmount(PINS, UnmountFlags::empty())?;
+    unmount_soon(Path::new(PINS))?;
     let original = fs::read_to_string(&policy.file)?;
     shield_bpf::pass("report")?;
     shield_bpf::choose(&policy, &original, "deny")?;
@@ -186,7 +186,7 @@ fn ordinary(agent: u32) -> Result<()> {
     child.wait()?;
     let place = fresh("/run/mounted")?;
     mount("tmpfs", place, "tmpfs", MountFlags::empty(), None)?;
-    unmount(place, UnmountFlags::empty())?;
+    unmount_soon(place)?;
     let folder = Path::new("/sys/fs/bpf/others");
     fs::create_dir(folder)?;
     fs::rename(folder, "/sys/fs/bpf/other")?;
