@@ -182,7 +182,8 @@ pub unsafe fn report_with_names(report: &Report<'_>, inode: *const Inode, dentry
 }
 
 /// An event in the ring with room for so long a path, which it has already, and what the path's helper
-/// said. The event is null if the ring is full, and, unless it `is_last`, if it is too short.
+/// said. The event is null if the ring is full, and, unless it `is_last`, if it is too short; else the
+/// caller has to submit it.
 ///
 /// What is the same for all lengths is filled in by the caller, once: the verifier moves a program for each
 /// branch that it cuts out of it, so that the length of programs costs more than its following them.

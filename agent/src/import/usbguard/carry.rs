@@ -204,11 +204,11 @@ fn utf8(set: Option<&Set<Vec<u8>>>, what: &str) -> Part<String> {
 }
 
 fn ids(set: Option<&Set<Id>>, allows: bool) -> Part<(u16, Option<u16>)> {
-    let Some(Set { operator, values }) = set else { return Part::Any };
+    let Some(Set { operator, values: written }) = set else { return Part::Any };
     // USBGuard compares what is written with what the kernel writes, which has no capitals: no device has such
     // an id, but it may have another of the set, and has none of them where that is asked for.
-    let values: Vec<_> = values.iter().filter(|id| !id.capitals).copied().collect();
-    if values.len() < set.map_or(0, |set| set.values.len()) {
+    let values: Vec<_> = written.iter().filter(|id| !id.capitals).copied().collect();
+    if values.len() < written.len() {
         let why = "has an id with capital letters, which means no device to USBGuard; write it small if \
                    it is meant";
         match operator {
