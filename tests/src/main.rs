@@ -19,6 +19,7 @@ mod power;
 mod raw;
 mod ring;
 mod scenarios;
+mod tasks;
 mod twofaced;
 mod usbguard;
 

@@ -488,7 +488,8 @@ fn boot(built: &Built, files: &Files, batch: &Batch<'_>, show: impl FnMut(&str))
         }
     }
     // A word that comes later wins.
-    let append = format!("{} {append}", batch.kernel.needs());
+    // The log has room for what every task does, which is told of a scenario that hangs.
+    let append = format!("log_buf_len=2M {} {append}", batch.kernel.needs());
     vm.append = &append;
     vm.timeout = TIMEOUT;
     vm.silence = SILENCE;

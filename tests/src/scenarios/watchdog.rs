@@ -1,11 +1,12 @@
 //! Tells the host that the machine lives, and what hangs if a scenario does not end.
 
 use std::{
-    fs,
     sync::mpsc::{RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
+
+use crate::tasks;
 
 /// How often the host hears of a scenario that runs; it takes a machine that says nothing for several
 /// times this for frozen.
@@ -20,7 +21,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts watching. After the limit it shows every process with where it waits, and ends the run as
+    /// Starts watching. After the limit it shows what every process does, and ends the run as
     /// failed: what hangs can be neither joined nor trusted.
     pub fn start(scenario: &str) -> Self {
         let (ended, end) = channel::<()>();
@@ -32,30 +33,13 @@ impl Watchdog {
                 println!("@@alive {scenario} {seconds}");
                 if start.elapsed() > LIMIT {
                     println!("{scenario} hangs; what runs:");
-                    show_tasks();
+                    tasks::show();
+                    super::tell_refusals();
                     println!("@@scenario {scenario} failed {seconds}.0");
                     std::process::exit(1);
                 }
             }
         });
         Self { _ended: ended }
-    }
-}
-
-/// Every thread of every process of user space: state, and where in the kernel it waits.
-fn show_tasks() {
-    let folders = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
-    for process in folders("/proc") {
-        let path = process.path();
-        // Threads of the kernel have no command line.
-        if fs::read(path.join("cmdline")).is_ok_and(|line| !line.is_empty()) {
-            for task in folders(&path.join("task").to_string_lossy()) {
-                let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-                println!("{}", read("stat").trim_end());
-                for line in read("stack").lines() {
-                    println!("    {line}");
-                }
-            }
-        }
     }
 }
