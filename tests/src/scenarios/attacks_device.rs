@@ -11,9 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::mount::{UnmountFlags, unmount};
 
-use super::{base_policy, fresh};
+use super::{base_policy, fresh, unmount_soon};
 use crate::{
     agent::{Agent, PATIENCE},
     attack::{self, Attack, Attempt},
@@ -60,7 +59,7 @@ pub fn mounted() -> Result<()> {
         ],
     )?;
 
-    unmount(&odd, UnmountFlags::empty())?;
+    unmount_soon(&odd)?;
 
     // Mounted and unmounted while the agent runs.
     let image = folder.join("image");
@@ -84,7 +83,7 @@ pub fn mounted() -> Result<()> {
     eventually(device, Attempt::Refused)?;
     events::wait_for(mark, "the refusal", |event| event["reason"] == "mounted-device")?;
     ensure!(File::open(device).is_ok(), "reading is refused");
-    unmount("/mnt/loop", UnmountFlags::empty())?;
+    unmount_soon(Path::new("/mnt/loop"))?;
     eventually(device, Attempt::Ran)?;
     run(&format!("/bin/losetup -d {}", device.display()))?;
     agent.stop()

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
-use super::{base_policy, fresh, list, modprobe, sha256};
+use super::{base_policy, fresh, list, modprobe, sha256, unmount_soon};
 use crate::{
     agent::{Agent, expect},
     attack::{
@@ -110,12 +110,7 @@ fn loop_mount() -> Result<Attempt> {
     }
     install(&folder.join("evil"), &evil("loop")?)?;
     let attempt = exec_path(folder.join("evil"));
-    // Where the kernel cannot hash, the agent may have the file open for a moment longer.
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while unmount(folder, UnmountFlags::empty()) == Err(rustix::io::Errno::BUSY) {
-        ensure!(std::time::Instant::now() < end, "the loop mount stays busy");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    unmount_soon(folder)?;
     attempt
 }
 
@@ -136,7 +131,7 @@ pub fn usb_stick() -> Result<()> {
     };
     let result =
         attack::run(&base_policy(&[])?, &[Attack::unlisted("exec from a USB stick", &attempt)]);
-    unmount("/mnt/stick", UnmountFlags::empty())?;
+    unmount_soon(Path::new("/mnt/stick"))?;
     result
 }
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::{
     fs::ioctl_ficlone,
     io::IoSlice,
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    mount::{MountFlags, mount},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -24,7 +24,7 @@ use rustix::{
 };
 
 use super::{
-    fresh,
+    fresh, unmount_soon,
     victim::{self, BLOCK, Change, Victim},
 };
 use crate::{
@@ -194,7 +194,7 @@ fn on_loop<T>(image: &Path, at: &Path, work: impl FnOnce() -> Result<T>) -> Resu
     let device = LoopDevice::over(image)?;
     mount(&device.0, at, "ext4", MountFlags::empty(), None)?;
     let done = work();
-    unmount(at, UnmountFlags::empty())?;
+    unmount_soon(at)?;
     done
 }
 
@@ -232,5 +232,5 @@ pub fn clones() -> Result<()> {
             }),
         ],
     )?;
-    Ok(unmount(disk, UnmountFlags::empty())?)
+    unmount_soon(disk)
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{base_policy, fresh};
+use super::{base_policy, fresh, unmount_soon};
 use crate::{
     agent::{Agent, PATIENCE, Policy, expect, json},
     events,
@@ -340,7 +340,7 @@ pub fn guarded() -> Result<()> {
     evil.bound_to(&["usb-storage"])?;
     agent.stop()?;
     for at in [bound, other] {
-        rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty())?;
+        unmount_soon(at)?;
     }
     Ok(())
 }
