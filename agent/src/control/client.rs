@@ -3,12 +3,16 @@
 use std::{
     io::{self, BufRead, BufReader, Write},
     os::unix::net::UnixStream,
+    path::Path,
 };
 
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::control::{Refusal, Request, SOCKET};
+use crate::{
+    control::{Refusal, Request, SOCKET},
+    run::lock,
+};
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -16,6 +20,9 @@ pub enum ClientError {
     /// No agent listens.
     #[error("no agent runs here; start one with `portcullis run --policy FILE`")]
     NoAgent,
+    /// One has the lock, and does not listen.
+    #[error("the agent (pid {0}) is starting or ending; ask again in a moment")]
+    Changing(u32),
     /// The socket is closed to us.
     #[error("{SOCKET}: {0}; ask as root")]
     NotPermitted(io::Error),
@@ -33,7 +40,7 @@ impl ClientError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(refusal) => refusal.code,
-            Self::NoAgent | Self::NotPermitted(_) | Self::Broken(_) => 3,
+            Self::NoAgent | Self::Changing(_) | Self::NotPermitted(_) | Self::Broken(_) => 3,
         }
     }
 }
@@ -50,7 +57,10 @@ impl From<io::Error> for ClientError {
 /// If there is no agent, or it cannot be asked.
 pub fn ask(request: &Request) -> Result<impl BufRead + use<>, ClientError> {
     let mut stream = UnixStream::connect(SOCKET).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent,
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            lock::holder(Path::new(lock::RUNTIME))
+                .map_or(ClientError::NoAgent, ClientError::Changing)
+        }
         io::ErrorKind::PermissionDenied => ClientError::NotPermitted(error),
         _ => ClientError::Broken(error.to_string()),
     })?;

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Seek},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
@@ -18,6 +18,9 @@ use thiserror::Error;
 
 /// The runtime folder: it goes with a reboot.
 pub const RUNTIME: &str = "/run/portcullis";
+
+/// The lock's file in it.
+const FILE: &str = "agent.lock";
 
 /// How long the lock of an agent that has ended is waited for. A process that it was just starting has it too,
 /// until it runs its program or ends.
@@ -62,7 +65,7 @@ impl Lock {
             }
             _ => {}
         }
-        let path = folder.join("agent.lock");
+        let path = folder.join(FILE);
         let opened = match File::open(&path) {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
                 let mut new = OpenOptions::new();
@@ -97,6 +100,22 @@ impl Lock {
     }
 }
 
+/// The process that has taken the lock in `folder`, if it still runs. Taking it to find that out would keep out
+/// an agent that is starting; the kernel lists it (proc_locks(5)).
+#[must_use]
+pub fn holder(folder: &Path) -> Option<u32> {
+    let inode = fs::metadata(folder.join(FILE)).ok()?.ino();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // 1: FLOCK  ADVISORY  WRITE 327 00:1a:1234 0 EOF
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", pid, place, ..] = words[..] else { return None };
+        let listed = place.rsplit(':').next()?.parse::<u64>().ok()?;
+        // The device's number is not the one that stat(2) tells, on some filesystems.
+        pid.parse().ok().filter(|pid| *pid > 0 && listed == inode)
+    })
+}
+
 /// Whether the process is gone that wrote this down. Who is only starting has written nothing yet.
 fn has_ended(owner: &str) -> bool {
     let pid = owner.parse().ok().and_then(Pid::from_raw);
@@ -128,11 +147,14 @@ mod tests {
     fn the_second_is_told_who_was_first() {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = folder.path().join("run");
+        assert_eq!(holder(&runtime), None);
         let first = Lock::take(&runtime).expect("free");
         first.sign();
+        assert_eq!(holder(&runtime), Some(std::process::id()));
         let second = Lock::take(&runtime).expect_err("taken").to_string();
         assert!(second.contains(&format!("pid {}", std::process::id())), "{second}");
         drop(first);
+        assert_eq!(holder(&runtime), None);
         Lock::take(&runtime).expect("free again");
     }
 }

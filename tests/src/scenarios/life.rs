@@ -268,7 +268,25 @@ pub fn requests() -> Result<()> {
     json(&["status", "--json"])?;
     agent.stop()?;
 
+    stopped_while_it_starts()?;
     closed_terminal()
+}
+
+/// An agent that cannot be asked yet is waited for: gates that come up after they were said to be down would
+/// be nobody's wish.
+fn stopped_while_it_starts() -> Result<()> {
+    let mut agent =
+        Agent::launch(Path::new("portcullis"), &base_policy(&[])?, "enforce", events::FILE, &[])?;
+    let end = Instant::now() + crate::agent::PATIENCE;
+    let starting = format!("the agent (pid {}) is starting", agent.pid());
+    loop {
+        let output = expect(3, &["status"])?;
+        if String::from_utf8_lossy(&output.stderr).contains(&starting) {
+            break;
+        }
+        ensure!(Instant::now() < end && agent.has_ended()?.is_none(), "{output:?}");
+    }
+    agent.stop()
 }
 
 /// Standard output that nobody reads any more, and SIGHUP: the agent goes on.
