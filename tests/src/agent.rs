@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread::sleep,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::{net::sockopt::socket_peercred, process::Signal};
 use serde_json::Value;
 
 use crate::{events, init};
@@ -153,14 +154,23 @@ impl Agent {
             if let Some(status) = self.has_ended()? {
                 bail!("the agent ended with {status}: {}", fs::read_to_string(LOG)?);
             }
-            // Asked without starting a program, which might be refused.
-            if std::os::unix::net::UnixStream::connect("/run/portcullis/agent.sock").is_ok() {
+            if self.listens() {
                 return Ok(self);
             }
             sleep(Duration::from_millis(20));
         }
         let _ = self.child.kill();
         bail!("the agent did not come up in {PATIENCE:?}: {}", fs::read_to_string(LOG)?)
+    }
+
+    /// Whether it can be asked; found out without starting a program, which might be refused. Its predecessor's
+    /// socket may be there still: what that was just starting when it was killed has it until it runs, and
+    /// nobody answers there.
+    fn listens(&self) -> bool {
+        let connected = UnixStream::connect("/run/portcullis/agent.sock");
+        let listener = connected.and_then(|stream| Ok(socket_peercred(&stream)?));
+        listener
+            .is_ok_and(|listener| listener.pid.as_raw_nonzero().get().unsigned_abs() == self.pid())
     }
 
     /// How it has ended; none if it runs.
