@@ -9,6 +9,7 @@ mod faults;
 mod fuzz;
 mod initramfs;
 mod kernel;
+mod notices;
 mod package;
 mod plug;
 mod power;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::{
     build,
     command::{command, quietly, text_of},
-    root, setup,
+    notices, root, setup,
 };
 
 #[derive(clap::Args)]
@@ -59,6 +59,10 @@ pub fn make(binary: &Path, version: &str, folder: &Path) -> Result<PathBuf> {
             put(&entry.path(), &to.join(entry.file_name()), 0o644)?;
         }
     }
+    put(&sources.join("debian/copyright"), &document.join("copyright"), 0o644)?;
+    let notices = document.join("third-party-notices");
+    fs::write(&notices, notices::text()?)?;
+    quietly(command("gzip", ["-9", "-n"]).arg(&notices))?;
     manuals(&tree.join("usr/bin/portcullis"), work.path(), &tree)?;
 
     let control = tree.join("DEBIAN");

@@ -68,6 +68,8 @@ pub fn life() -> Result<()> {
         "/usr/share/man/man1/portcullis-policy-push.1.gz",
         "/usr/share/bash-completion/completions/portcullis",
         "/usr/share/doc/portcullis/commissioning.md",
+        "/usr/share/doc/portcullis/copyright",
+        "/usr/share/doc/portcullis/third-party-notices.gz",
     ] {
         ensure!(Path::new(file).is_file(), "no {file}");
     }
