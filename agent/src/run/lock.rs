@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, flock, major, minor},
     io::Errno,
     process::{Pid, test_kill_process},
 };
@@ -104,15 +104,20 @@ impl Lock {
 /// an agent that is starting; the kernel lists it (proc_locks(5)).
 #[must_use]
 pub fn holder(folder: &Path) -> Option<u32> {
-    let inode = fs::metadata(folder.join(FILE)).ok()?.ino();
-    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let file = fs::metadata(folder.join(FILE)).ok()?;
+    listed_holder(&fs::read_to_string("/proc/locks").ok()?, file.dev(), file.ino())
+}
+
+/// The process that has locked this inode, of the kernel's list. Inodes of other filesystems have the same
+/// numbers, and anybody may lock those. (btrfs and overlayfs are listed by another device than stat(2) tells;
+/// nothing is found there.)
+fn listed_holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let wanted = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
     locks.lines().find_map(|line| {
         // 1: FLOCK  ADVISORY  WRITE 327 00:1a:1234 0 EOF
         let words: Vec<_> = line.split_whitespace().collect();
         let [_, "FLOCK", _, "WRITE", pid, place, ..] = words[..] else { return None };
-        let listed = place.rsplit(':').next()?.parse::<u64>().ok()?;
-        // The device's number is not the one that stat(2) tells, on some filesystems.
-        pid.parse().ok().filter(|pid| *pid > 0 && listed == inode)
+        pid.parse().ok().filter(|pid| *pid > 0 && place == wanted)
     })
 }
 
@@ -144,8 +149,20 @@ mod tests {
     }
 
     #[test]
+    fn whoever_locks_the_same_number_elsewhere_is_not_taken_for_the_agent() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 41 00:1b:1234 0 EOF\n\
+                     2: POSIX  ADVISORY  WRITE 42 00:1a:1234 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 327 00:1a:1234 0 EOF\n";
+        let device = |number| rustix::fs::makedev(0, number);
+        assert_eq!(listed_holder(locks, device(0x1a), 1234), Some(327));
+        assert_eq!(listed_holder(locks, device(0x1c), 1234), None);
+        assert_eq!(listed_holder(locks, device(0x1a), 1235), None);
+    }
+
+    #[test]
     fn the_second_is_told_who_was_first() {
-        let folder = tempfile::tempdir().expect("a folder");
+        // A tmpfs, as where agents have it.
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let runtime = folder.path().join("run");
         assert_eq!(holder(&runtime), None);
         let first = Lock::take(&runtime).expect("free");
