@@ -10,13 +10,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::{net::sockopt::socket_peercred, process::Signal};
+use rustix::{
+    net::sockopt::socket_peercred,
+    process::{Pid, Signal},
+};
 use serde_json::Value;
 
 use crate::{events, init};
 
 /// What an agent says to whoever has started it.
 pub const LOG: &str = "/run/agent.log";
+
+/// Where it is asked.
+pub const SOCKET: &str = "/run/portcullis/agent.sock";
 
 /// How long anything may take that the agent does. Software emulation is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -167,10 +173,9 @@ impl Agent {
     /// socket may be there still: what that was just starting when it was killed has it until it runs, and
     /// nobody answers there.
     fn listens(&self) -> bool {
-        let connected = UnixStream::connect("/run/portcullis/agent.sock");
+        let connected = UnixStream::connect(SOCKET);
         let listener = connected.and_then(|stream| Ok(socket_peercred(&stream)?));
-        listener
-            .is_ok_and(|listener| listener.pid.as_raw_nonzero().get().unsigned_abs() == self.pid())
+        listener.is_ok_and(|listener| listener.pid == Pid::from_child(&self.child))
     }
 
     /// How it has ended; none if it runs.

@@ -20,12 +20,10 @@ use serde_json::Value;
 
 use super::{base_policy, fresh, sha256};
 use crate::{
-    agent::{Agent, Policy, expect, json, text},
+    agent::{Agent, Policy, SOCKET, expect, json, text},
     attack::{Attempt, evil, exec_path, good, install},
     events,
 };
-
-const SOCKET: &str = "/run/portcullis/agent.sock";
 
 /// SIGTERM, SIGKILL and `stop`, in both modes; a second agent; a status without an agent.
 pub fn ends() -> Result<()> {

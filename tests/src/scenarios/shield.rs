@@ -28,7 +28,7 @@ use rustix::{
 
 use super::{base_policy, fresh, shield_bpf, unmount_soon};
 use crate::{
-    agent::{Agent, expect, json, text},
+    agent::{Agent, SOCKET, expect, json, text},
     attack::{Attempt, evil, exec_path, install, is_old_kernel, note},
     events, raw,
 };
@@ -42,7 +42,6 @@ const EMPTY: &str = "empty";
 const IMMUTABLE: u32 = 0x10;
 const SET_FLAGS_32: u32 = 0x4004_6602;
 const RUNTIME: &str = "/run/portcullis";
-const SOCKET: &str = "/run/portcullis/agent.sock";
 const FTRACE: &str = "/proc/sys/kernel/ftrace_enabled";
 
 /// One attack: its name, the reason that its event gives, and whether it gets through.
