@@ -11,6 +11,11 @@ pub fn command<'a>(program: &str, arguments: impl IntoIterator<Item = &'a str>) 
     command
 }
 
+/// The cargo that has started us, with its arguments.
+pub fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), arguments)
+}
+
 /// How the command would be typed.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());

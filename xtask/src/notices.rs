@@ -6,6 +6,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -13,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     build,
-    command::{command, text_of},
+    command::{cargo, command, text_of},
     root,
 };
 
@@ -84,22 +85,14 @@ fn linked(folder: &Path, target: &str) -> Result<BTreeMap<String, Crate>> {
         source: Option<String>,
         manifest_path: PathBuf,
     }
-    let cargo = |arguments: [&str; 7]| {
-        text_of(command("cargo", arguments).args(["--quiet", "--locked"]).current_dir(folder))
-    };
+    let told =
+        |command: &mut Command| text_of(command.args(["--quiet", "--locked"]).current_dir(folder));
     // It knows the sources, and more crates than are linked: features are not looked at.
-    let all = cargo([
-        "metadata",
-        "--format-version",
-        "1",
-        "--filter-platform",
-        target,
-        "--color",
-        "never",
-    ])?;
+    let version = ["metadata", "--format-version", "1"];
+    let all = told(cargo(version).args(["--filter-platform", target]))?;
     let all: Metadata = serde_json::from_str(&all).context("what cargo metadata says")?;
-    let edges = "normal,no-proc-macro";
-    let tree = cargo(["tree", "--edges", edges, "--target", target, "--prefix", "none"])?;
+    let edges = ["tree", "--edges", "normal,no-proc-macro", "--prefix", "none"];
+    let tree = told(cargo(edges).args(["--target", target]))?;
     // aya v0.14.0
     let in_tree: BTreeSet<_> = tree
         .lines()

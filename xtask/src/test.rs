@@ -19,7 +19,7 @@ use portcullis_ebpf_build::tools_dir;
 
 use crate::{
     build::{self, Built},
-    command::{command, quietly, run, text_of},
+    command::{cargo, command, quietly, run, text_of},
     kernel::{Kernel, OLD, SERIES},
     package, power, root, setup, signatures, signed, two_machines,
     vm::{Ended, Rootfs, Vm},
@@ -133,10 +133,6 @@ fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     check().with_context(|| format!("{name} failed"))?;
     println!("   {name} ok, {} s", start.elapsed().as_secs());
     Ok(())
-}
-
-fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
-    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), arguments)
 }
 
 fn format() -> Result<()> {
